@@ -1,0 +1,1 @@
+"""Algorithms. One file each; importing the folder through the registry registers them."""

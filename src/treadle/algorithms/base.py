@@ -1,0 +1,69 @@
+"""What an algorithm is: three pure functions over one explicit state."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from jaxtyping import Array
+
+from treadle import registry
+from treadle.errors import InvalidSetting
+from treadle.types import Action, Carry, Metrics, Obs, PyTree, Spec, Transition
+
+register = registry.algorithms.register
+
+
+class Algorithm:
+    """The shallow base of every method: a frozen dataclass (made so by `register`) that is also a JAX tree.
+
+    The configuration *is* the algorithm. Float and tree-valued fields are leaves, all others are static. Whatever
+    changes while it learns (networks, optimiser state, memory, schedules, counters) lives in the state that `init`
+    makes and `update` returns.
+    """
+
+    name: ClassVar[str]
+    on_policy: ClassVar[bool] = False
+
+    num_envs: int = 1
+    """Environments side by side for each seed."""
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of each environment between two updates: the length `T` of a rollout."""
+        return 1
+
+    def check(self, spec: Spec | None = None) -> None:
+        """Raise `InvalidSetting` or `UnsupportedSpace` for settings that make no sense; called where a user's values
+        come in. Without a `spec` only the settings themselves are checked."""
+        require(self.num_envs >= 1, "num_envs", self.num_envs, "at least 1")
+
+    def init(self, key: Array, spec: Spec) -> PyTree:
+        """The state at the start, for one seed."""
+        raise NotImplementedError
+
+    def init_carry(self, spec: Spec) -> Carry:
+        """What acting remembers for each environment between steps, as it is at an episode's start; `()` for
+        nothing. Leaves have a leading axis of `spec.num_envs`; the loop clears rows at an episode's end."""
+        return ()
+
+    def act(
+        self, state: PyTree, carry: Carry, obs: Obs, key: Array, *, explore: bool = True
+    ) -> tuple[Action, Carry, PyTree]:
+        """Actions for `obs` `[B, ...]`, the next carry, and extras for `update`. Greedy unless `explore`."""
+        raise NotImplementedError
+
+    def update(self, state: PyTree, rollout: Transition, key: Array) -> tuple[PyTree, Metrics]:
+        """Learn from a rollout `[T, B, ...]`."""
+        raise NotImplementedError
+
+    def policy(self, state: PyTree) -> PyTree:
+        """The part of the state that acting greedily needs: what the lean artefact keeps. The whole state unless
+        a method knows better; `act(policy, ..., explore=False)` must accept it."""
+        return state
+
+
+def require(condition: bool, setting: str, given: Any, expected: str) -> None:
+    """Raise `InvalidSetting` unless the condition holds."""
+    if not condition:
+        flag = "--" + setting.replace("_", "-")
+        raise InvalidSetting(f"{setting} ({flag}) was {given}; it must be {expected}.")

@@ -1,0 +1,39 @@
+"""What a world is: pure `reset` and `step` over an explicit state."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Protocol, runtime_checkable
+
+from jaxtyping import Array
+
+from treadle import registry
+from treadle.spaces import Space
+from treadle.types import Action, EnvState, Obs, Step
+
+
+@runtime_checkable
+class Environment(Protocol):
+    """A world in JAX: a frozen dataclass (made so by `register`) whose physical constants are its fields.
+
+    `step` returns the true successor, also where an episode ends; neither resets nor counts steps: both belong to
+    the rollout. `max_episode_steps` is the time limit that the rollout applies, `None` for no limit. Both methods
+    are for one environment; loops `vmap` them.
+
+    A world may also offer `transitions()` (the exact table of a small world) and `scene(state)` (a drawing as data).
+    """
+
+    name: ClassVar[str]
+    max_episode_steps: int | None
+
+    @property
+    def observation_space(self) -> Space: ...
+
+    @property
+    def action_space(self) -> Space: ...
+
+    def reset(self, key: Array) -> tuple[EnvState, Obs]: ...
+
+    def step(self, state: EnvState, action: Action, key: Array) -> tuple[EnvState, Step]: ...
+
+
+register = registry.environments.register

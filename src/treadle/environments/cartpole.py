@@ -1,0 +1,89 @@
+"""CartPole: a pole on a cart, kept upright by pushing the cart left or right.
+
+Barto, Sutton and Anderson (1983), "Neuronlike adaptive elements that can solve difficult learning control
+problems". Equal to Gymnasium's `CartPole-v0` and `CartPole-v1` to float32 precision: same equations, same explicit
+Euler step, same thresholds and reward (1 for every step, the last one included).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from treadle.environments.base import register
+from treadle.spaces import Box, Discrete
+from treadle.types import Step
+
+
+class CartPoleState(NamedTuple):
+    """Positions and velocities: metres, metres/s, radians, radians/s."""
+
+    x: Float[Array, ""]
+    x_dot: Float[Array, ""]
+    theta: Float[Array, ""]
+    theta_dot: Float[Array, ""]
+
+
+@register("CartPole-v0", max_episode_steps=200)
+@register("CartPole-v1")
+class CartPole:
+    """Observation: the four numbers of the state. Actions: 0 pushes left, 1 pushes right. Reward: 1 a step."""
+
+    gravity: float = 9.8
+    """Metres per second squared."""
+    cart_mass: float = 1.0
+    """Kilograms."""
+    pole_mass: float = 0.1
+    """Kilograms."""
+    half_length: float = 0.5
+    """Half the pole's length, in metres."""
+    force: float = 10.0
+    """Newtons, in either direction."""
+    dt: float = 0.02
+    """Seconds between two observations."""
+    theta_limit: float = 12 * 2 * math.pi / 360
+    """The episode terminates beyond this angle, in radians."""
+    x_limit: float = 2.4
+    """The episode terminates beyond this distance from the middle, in metres."""
+    max_episode_steps: int | None = 500
+
+    @property
+    def observation_space(self) -> Box:
+        bound = (4.8, math.inf, 24 * 2 * math.pi / 360, math.inf)
+        return Box(tuple(-b for b in bound), bound, (4,))
+
+    @property
+    def action_space(self) -> Discrete:
+        return Discrete(2)
+
+    def reset(self, key: Array) -> tuple[CartPoleState, Float[Array, "4"]]:
+        """All four numbers uniform in [-0.05, 0.05)."""
+        obs = jax.random.uniform(key, (4,), minval=-0.05, maxval=0.05)
+        return CartPoleState(*obs), obs
+
+    def step(self, state: CartPoleState, action: Int[Array, ""], key: Array) -> tuple[CartPoleState, Step]:
+        """One Euler step. Deterministic: `key` is not used."""
+        x, x_dot, theta, theta_dot = state
+        force = jnp.where(action == 1, self.force, -self.force)
+        sin, cos = jnp.sin(theta), jnp.cos(theta)
+        total_mass = self.cart_mass + self.pole_mass
+        pole_moment = self.pole_mass * self.half_length
+
+        push = (force + pole_moment * theta_dot**2 * sin) / total_mass
+        theta_acc = (self.gravity * sin - cos * push) / (
+            self.half_length * (4.0 / 3.0 - self.pole_mass * cos**2 / total_mass)
+        )
+        x_acc = push - pole_moment * theta_acc * cos / total_mass
+
+        state = CartPoleState(
+            x=x + self.dt * x_dot,
+            x_dot=x_dot + self.dt * x_acc,
+            theta=theta + self.dt * theta_dot,
+            theta_dot=theta_dot + self.dt * theta_acc,
+        )
+        terminated = (jnp.abs(state.x) > self.x_limit) | (jnp.abs(state.theta) > self.theta_limit)
+        return state, Step(jnp.stack(state), jnp.ones(()), terminated)

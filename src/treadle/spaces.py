@@ -1,0 +1,109 @@
+"""Observation and action spaces: `Discrete` and `Box`, the two that the built-in algorithms serve."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from treadle.errors import UnsupportedSpace
+
+
+@dataclass(frozen=True)
+class Discrete:
+    """The integers `start, start + 1, ..., start + n - 1`. Inside Treadle actions count from 0; adapters add `start`."""
+
+    n: int
+    start: int = 0
+
+    shape = ()
+    dtype = jnp.int32
+
+    def sample(self, key: Array, shape: tuple[int, ...] = ()) -> Array:
+        """Uniform integers in `[0, n)` of the given shape."""
+        return jax.random.randint(key, shape, 0, self.n, jnp.int32)
+
+    def describe(self) -> dict[str, Any]:
+        return {"type": "Discrete", "n": self.n, "start": self.start}
+
+
+@dataclass(frozen=True)
+class Box:
+    """Arrays of one shape between `low` and `high` (each a number or nested tuples of the shape)."""
+
+    low: Any
+    high: Any
+    shape: tuple[int, ...]
+    dtype: Any = jnp.float32
+
+    def sample(self, key: Array, shape: tuple[int, ...] = ()) -> Array:
+        """Uniform where both bounds are finite, standard normal where one is not."""
+        low, high = (np.broadcast_to(np.asarray(b, np.float64), self.shape) for b in (self.low, self.high))
+        bounded = np.isfinite(low) & np.isfinite(high)
+        unit = jax.random.uniform(key, shape + self.shape)
+        span = jnp.asarray(np.where(bounded, low, 0.0)) + unit * jnp.asarray(np.where(bounded, high - low, 1.0))
+        normal = jax.random.normal(jax.random.fold_in(key, 1), shape + self.shape)
+        return jnp.where(jnp.asarray(bounded), span, normal).astype(self.dtype)
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "type": "Box",
+            "low": np.asarray(self.low, np.float64).tolist(),
+            "high": np.asarray(self.high, np.float64).tolist(),
+            "shape": list(self.shape),
+            "dtype": np.dtype(self.dtype).name,
+        }
+
+
+Space = Discrete | Box
+
+
+def from_gymnasium(space: Any) -> Space:
+    """The Treadle space of a Gymnasium space.
+
+    Raises `UnsupportedSpace` for anything but `Discrete` and `Box`, with what to do about it.
+    """
+    kind = type(space).__name__
+    if kind == "Discrete":
+        return Discrete(int(space.n), int(space.start))
+    if kind == "Box":
+        dtype = np.dtype(space.dtype)
+        if dtype == np.float64:
+            dtype = np.dtype(np.float32)
+        return Box(_nested(space.low), _nested(space.high), tuple(space.shape), dtype.type)
+    hints = {
+        "Dict": "wrap it in gymnasium.wrappers.FlattenObservation",
+        "Tuple": "wrap it in gymnasium.wrappers.FlattenObservation",
+        "MultiDiscrete": "flatten it to one Discrete with an action or observation wrapper",
+        "MultiBinary": "wrap it in gymnasium.wrappers.FlattenObservation",
+    }
+    hint = hints.get(kind, "convert it with a Gymnasium wrapper")
+    raise UnsupportedSpace(f"the space {space} is not served: Treadle needs Discrete or Box; {hint}.")
+
+
+def from_description(description: dict[str, Any]) -> Space:
+    """The inverse of `describe`, for metadata read from a file."""
+    if description["type"] == "Discrete":
+        return Discrete(int(description["n"]), int(description["start"]))
+    return Box(
+        _nested(description["low"]),
+        _nested(description["high"]),
+        tuple(description["shape"]),
+        np.dtype(description["dtype"]).type,
+    )
+
+
+def _nested(values: Any) -> Any:
+    """Arrays as hashable nested tuples; one number where all are equal."""
+    array = np.asarray(values)
+    if array.size and np.all(array == array.flat[0]):
+        return float(array.flat[0])
+
+    def tuples(x):
+        return tuple(tuples(y) for y in x) if isinstance(x, list) else float(x)
+
+    return tuples(array.tolist())

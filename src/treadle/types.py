@@ -1,0 +1,106 @@
+"""The shapes that the rooms of Treadle hand to one another.
+
+Notation used throughout: `T` steps of a rollout, `B` environments side by side, `...` the shape of one
+observation or action. Rollouts are time-major, `[T, B, ...]`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from treadle.spaces import Space
+
+Obs = PyTree
+Action = PyTree
+Carry = PyTree
+EnvState = PyTree
+
+
+class Transition(NamedTuple):
+    """One step of an environment, or a rollout of them `[T, B, ...]`.
+
+    `next_obs` is the true successor, also where an episode ends. `terminated` (a terminal state of the task)
+    stops bootstrapping, `truncated` (a time limit) does not; both end the episode. `valid` is false for rows that
+    must not teach or count; `None` says at compile time that every row counts, which lets memory write them as
+    one block. `extras` is what `act` remembered for `update` (log-probabilities, values ...).
+    """
+
+    obs: Obs
+    action: Action
+    reward: Float[Array, "..."]
+    next_obs: Obs
+    terminated: Bool[Array, "..."]
+    truncated: Bool[Array, "..."]
+    valid: Bool[Array, "..."] | None = None
+    extras: PyTree = ()
+
+
+class Step(NamedTuple):
+    """What one environment answers to an action. The time limit belongs to the rollout, so it is not here."""
+
+    obs: Obs
+    reward: Float[Array, ""]
+    terminated: Bool[Array, ""]
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What an algorithm may know of its surroundings when it makes its state.
+
+    `example` is one transition without batch axes; its values do not matter, its shapes and dtypes do.
+    `total_timesteps` counts environment steps over all environments of one seed: schedules given as fractions are
+    fractions of it.
+    """
+
+    observation_space: Space
+    action_space: Space
+    num_envs: int
+    total_timesteps: int
+    example: Transition
+
+
+class Counter(NamedTuple):
+    """A count that advances alike in every seed.
+
+    Loops that `vmap` over seeds leave counters unbatched, so that a `cond` on a period stays a branch instead of
+    becoming a `select` that copies what it returns.
+    """
+
+    value: Int[Array, ""]
+
+    @classmethod
+    def zero(cls) -> Counter:
+        return cls(jnp.zeros((), jnp.int32))
+
+    def add(self, count: int | Array) -> Counter:
+        return Counter(self.value + jnp.asarray(count, jnp.int32))
+
+    def passes(self, period: int, since: Counter) -> Bool[Array, ""]:
+        """Whether a multiple of `period` lies in `(since, self]`, whatever the stride."""
+        return self.value // period > since.value // period
+
+
+class Mean(NamedTuple):
+    """A metric that is an average: `total / weight`, absent where `weight` is zero (nothing was learned yet)."""
+
+    total: Float[Array, ""]
+    weight: Float[Array, ""]
+
+
+Metrics = dict[str, Any]
+"""Names to scalars, or to `Mean`s."""
+
+
+def select(condition: Bool[Array, "..."], if_true: PyTree, if_false: PyTree) -> PyTree:
+    """`jnp.where` over two trees of the same structure; `condition` broadcasts against the leading axes."""
+
+    def leaf(a, b):
+        mask = condition.reshape(condition.shape + (1,) * (jnp.ndim(b) - condition.ndim))
+        return jnp.where(mask, a, b)
+
+    return jax.tree.map(leaf, if_true, if_false)
