@@ -103,8 +103,9 @@ def as_tree(cls: type[T]) -> type[T]:
         return cls
     cls = dataclasses.dataclass(frozen=True, kw_only=True, eq=False)(cls)
     hints = typing.get_type_hints(cls)
-    static = [f.name for f in dataclasses.fields(cls) if is_static(hints[f.name])]
-    leaves = [f.name for f in dataclasses.fields(cls) if f.name not in static]
+    names = [f.name for f in dataclasses.fields(cls)]  # pyright: ignore[reportArgumentType]
+    static = [name for name in names if is_static(hints[name])]
+    leaves = [name for name in names if name not in static]
     jax.tree_util.register_dataclass(cls, data_fields=leaves, meta_fields=static)
     cls.__treadle_tree__ = True  # type: ignore[attr-defined]
     return cls

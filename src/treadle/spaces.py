@@ -15,7 +15,8 @@ from treadle.errors import UnsupportedSpace
 
 @dataclass(frozen=True)
 class Discrete:
-    """The integers `start, start + 1, ..., start + n - 1`. Inside Treadle actions count from 0; adapters add `start`."""
+    """The integers `start, start + 1, ..., start + n - 1`. Inside Treadle actions count from 0;
+    adapters add `start`."""
 
     n: int
     start: int = 0

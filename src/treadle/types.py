@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from treadle.spaces import Space
@@ -64,6 +65,15 @@ class Spec:
     example: Transition
 
 
+def space_spec(observation_space: Space, action_space: Space, num_envs: int = 1, total_timesteps: int = 1) -> Spec:
+    """The spec of an environment known by its spaces alone."""
+    obs = jnp.zeros(observation_space.shape, observation_space.dtype)
+    action = jnp.zeros(action_space.shape, action_space.dtype)
+    never = jnp.zeros((), jnp.bool_)
+    example = Transition(obs, action, jnp.zeros(()), obs, never, never)
+    return Spec(observation_space, action_space, num_envs, total_timesteps, example)
+
+
 class Counter(NamedTuple):
     """A count that advances alike in every seed.
 
@@ -88,8 +98,8 @@ class Counter(NamedTuple):
 class Mean(NamedTuple):
     """A metric that is an average: `total / weight`, absent where `weight` is zero (nothing was learned yet)."""
 
-    total: Float[Array, ""]
-    weight: Float[Array, ""]
+    total: Float[Array | np.ndarray, "..."]
+    weight: Float[Array | np.ndarray, "..."]
 
 
 Metrics = dict[str, Any]

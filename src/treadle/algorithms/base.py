@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
 
 from jaxtyping import Array
 
@@ -13,6 +14,7 @@ from treadle.types import Action, Carry, Metrics, Obs, PyTree, Spec, Transition
 register = registry.algorithms.register
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Algorithm:
     """The shallow base of every method: a frozen dataclass (made so by `register`) that is also a JAX tree.
 
@@ -36,6 +38,10 @@ class Algorithm:
         """Raise `InvalidSetting` or `UnsupportedSpace` for settings that make no sense; called where a user's values
         come in. Without a `spec` only the settings themselves are checked."""
         require(self.num_envs >= 1, "num_envs", self.num_envs, "at least 1")
+
+    def prepared(self) -> Self:
+        """This algorithm with whatever it was given made fit for compilation; called where a user's values come in."""
+        return self
 
     def init(self, key: Array, spec: Spec) -> PyTree:
         """The state at the start, for one seed."""

@@ -8,7 +8,7 @@ Euler step, same thresholds and reward (1 for every step, the last one included)
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,10 +28,15 @@ class CartPoleState(NamedTuple):
     theta_dot: Float[Array, ""]
 
 
+@register("CartPoleShaped-v1", reward="shaped")
 @register("CartPole-v0", max_episode_steps=200)
 @register("CartPole-v1")
 class CartPole:
-    """Observation: the four numbers of the state. Actions: 0 pushes left, 1 pushes right. Reward: 1 a step."""
+    """Observation: the four numbers of the state. Actions: 0 pushes left, 1 pushes right. Reward: 1 a step.
+
+    The shaped reward is a tutorials' own: the nearer to the middle and to upright, the more,
+    `(x_limit - |x|) / x_limit - 0.8 + (theta_limit - |theta|) / theta_limit - 0.5`.
+    """
 
     gravity: float = 9.8
     """Metres per second squared."""
@@ -50,6 +55,13 @@ class CartPole:
     x_limit: float = 2.4
     """The episode terminates beyond this distance from the middle, in metres."""
     max_episode_steps: int | None = 500
+    reward: Literal["survival", "shaped"] = "survival"
+    """1 for every step, or the shaped one."""
+
+    @property
+    def evaluated_as(self) -> str | None:
+        """The task behind a shaped reward, in which agents are evaluated."""
+        return "CartPole-v1" if self.reward == "shaped" else None
 
     @property
     def observation_space(self) -> Box:
@@ -86,4 +98,11 @@ class CartPole:
             theta_dot=theta_dot + self.dt * theta_acc,
         )
         terminated = (jnp.abs(state.x) > self.x_limit) | (jnp.abs(state.theta) > self.theta_limit)
-        return state, Step(jnp.stack(state), jnp.ones(()), terminated)
+        return state, Step(jnp.stack(state), self._reward(state), terminated)
+
+    def _reward(self, state: CartPoleState) -> Float[Array, ""]:
+        if self.reward == "survival":
+            return jnp.ones(())
+        middle = (self.x_limit - jnp.abs(state.x)) / self.x_limit - 0.8
+        upright = (self.theta_limit - jnp.abs(state.theta)) / self.theta_limit - 0.5
+        return middle + upright

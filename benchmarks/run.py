@@ -1,0 +1,288 @@
+"""`make bench`: Treadle against other libraries doing the same work, in alternating runs on this machine.
+
+Each row is measured in rounds: ours, theirs, ours, theirs ... so that a slow minute of the machine meets both. The
+figure that counts is the median of the ratios round by round. Writes docs/benchmarks.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import re
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+REPORT = ROOT / "docs" / "benchmarks.md"
+OURS = sys.executable
+PEERS = str(ROOT / ".venv-peers" / "bin" / "python")
+
+
+class BenchmarkError(Exception):
+    """Something that keeps a benchmark from running; its text is meant to be read."""
+
+
+@dataclass(frozen=True)
+class Program:
+    """A command that is measured. `quick` are arguments that make it short, for a look at whether it works."""
+
+    label: str
+    command: tuple[str, ...]
+    quick: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Race:
+    """Steps per second of one program over another's: at least `at_least` times."""
+
+    work: str
+    ours: Program
+    theirs: Program
+    at_least: float
+
+    unit = "steps/s"
+
+    @property
+    def target(self) -> str:
+        return f"at least {self.at_least:g}x"
+
+    def compare(self, ours: float, theirs: float) -> float:
+        return ours / theirs
+
+    def reached(self, figure: float) -> bool:
+        return figure >= self.at_least
+
+    def show(self, figure: float) -> str:
+        return f"{figure:.2f}x" if figure < 10 else f"{figure:.1f}x"
+
+    def measure(self, program: Program, quick: bool) -> dict:
+        """The line of JSON that the program prints."""
+        output = execute([*program.command, *(program.quick if quick else ())])
+        return json.loads(output.strip().splitlines()[-1])
+
+
+@dataclass(frozen=True)
+class Start:
+    """Seconds that one program takes from start to end over another's: at most `at_most` more."""
+
+    work: str
+    ours: Program
+    theirs: Program
+    at_most: float
+
+    unit = "s"
+
+    @property
+    def target(self) -> str:
+        return f"at most {self.at_most:g} s more"
+
+    def compare(self, ours: float, theirs: float) -> float:
+        return ours - theirs
+
+    def reached(self, figure: float) -> bool:
+        return figure <= self.at_most
+
+    def show(self, figure: float) -> str:
+        return f"{figure:+.2f} s"
+
+    def measure(self, program: Program, quick: bool) -> dict:
+        """Wall time of a fresh process."""
+        begin = time.perf_counter()
+        execute(list(program.command))
+        return {"s": time.perf_counter() - begin, "versions": {}}
+
+
+TREADLE = (OURS, "benchmarks/treadle_dqn.py")
+FUSED = Program("Treadle, fused", (*TREADLE, "--loop", "fused"), quick=("--steps", "10000"))
+HOST = Program("Treadle, host loop", (*TREADLE, "--loop", "host", "--steps", "20000"), quick=("--steps", "2000"))
+EIGHT = Program("Treadle, 8 seeds", (*TREADLE, "--loop", "fused", "--seeds", "8"), quick=("--steps", "10000"))
+ONE = Program("Treadle, 1 seed", FUSED.command, FUSED.quick)
+SB3 = Program("Stable-Baselines3", (PEERS, "benchmarks/peers/sb3_dqn.py"), quick=("--steps", "500"))
+REJAX = Program("rejax", (PEERS, "-W", "ignore", "benchmarks/peers/rejax_dqn.py"), quick=("--steps", "2000"))
+JAX_IMPORT = Program("`import jax`", (OURS, "-c", "import jax"))
+IMPORT = Program("`import treadle`", (OURS, "-c", "import treadle"))
+HELP = Program("`treadle --help`", (str(Path(OURS).parent / "treadle"), "--help"))
+
+DQN_WORK = "DQN on CartPole-v1"
+ROWS: tuple[Race | Start, ...] = (
+    Race(DQN_WORK, FUSED, SB3, at_least=30),
+    Race(DQN_WORK, FUSED, REJAX, at_least=7),
+    Race(f"{DQN_WORK} of Gymnasium", HOST, SB3, at_least=6),
+    Race(f"{DQN_WORK}, steps of all seeds", EIGHT, ONE, at_least=1.8),
+    Start("import", IMPORT, JAX_IMPORT, at_most=0.5),
+    Start("help on the command line", HELP, JAX_IMPORT, at_most=0.5),
+)
+
+
+@dataclass
+class Result:
+    """A row's measurements, round by round, and what else the programs told."""
+
+    row: Race | Start
+    ours: list[float] = field(default_factory=list)
+    theirs: list[float] = field(default_factory=list)
+    told: list[dict] = field(default_factory=list)
+
+    @property
+    def figures(self) -> list[float]:
+        return [self.row.compare(a, b) for a, b in zip(self.ours, self.theirs, strict=True)]
+
+    @property
+    def line(self) -> str:
+        row, figure = self.row, statistics.median(self.figures)
+        spread = f"{row.show(min(self.figures))} to {row.show(max(self.figures))}"
+        cells = (
+            row.work,
+            f"{row.ours.label}: {number(statistics.median(self.ours))} {row.unit}",
+            f"{row.theirs.label}: {number(statistics.median(self.theirs))} {row.unit}",
+            f"**{row.show(figure)}** ({spread})",
+            row.target,
+            "yes" if row.reached(figure) else "**no**",
+        )
+        return f"| {' | '.join(cells)} |"
+
+
+def execute(command: list[str]) -> str:
+    """The command's standard output. Raises `BenchmarkError` with the end of its errors if it fails."""
+    try:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        raise BenchmarkError(f"{command[0]} was not found. `make bench` sets up what the benchmark needs.") from None
+    if done.returncode != 0:
+        last = "\n".join(done.stderr.strip().splitlines()[-15:])
+        raise BenchmarkError(f"`{' '.join(command)}` failed with exit status {done.returncode}:\n{last}")
+    return done.stdout
+
+
+def measure(row: Race | Start, rounds: int, quick: bool) -> Result:
+    """`rounds` pairs of runs, ours and theirs in turn."""
+    result = Result(row)
+    key = "steps_per_second" if isinstance(row, Race) else "s"
+    if isinstance(row, Start):  # the first start after an installation compiles Python's byte code
+        for program in (row.ours, row.theirs):
+            row.measure(program, quick)
+    for n in range(rounds):
+        for program, values in ((row.ours, result.ours), (row.theirs, result.theirs)):
+            told = row.measure(program, quick)
+            values.append(told[key])
+            result.told.append(told)
+        print(
+            f"{row.work}, round {n + 1}: {row.ours.label} {number(result.ours[-1])} {row.unit}, "
+            f"{row.theirs.label} {number(result.theirs[-1])} {row.unit}, {row.show(result.figures[-1])}",
+            file=sys.stderr,
+            flush=True,
+        )
+    return result
+
+
+def number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.2f}"
+
+
+def machine() -> str:
+    """CPU model, cores that this process may use, and memory."""
+    model, memory = platform.processor() or platform.machine(), ""
+    if Path("/proc/cpuinfo").exists():
+        found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
+        model = found[1].strip() if found else model
+        total = re.search(r"MemTotal:\s*(\d+)", Path("/proc/meminfo").read_text())
+        memory = f", {int(total[1]) / 2**20:.0f} GiB of memory" if total else ""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{model}, {cores} cores{memory}, {platform.system()}, Python {platform.python_version()}"
+
+
+def commit() -> str:
+    """The commit that was measured, and whether files had changed since."""
+    try:
+        name = execute(["git", "rev-parse", "--short", "HEAD"]).strip()
+        changed = execute(["git", "status", "--porcelain", "--untracked-files=no", "--", "src", "benchmarks"]).strip()
+    except BenchmarkError:
+        return "unknown"
+    return f"{name}, with changes not yet committed" if changed else name
+
+
+def report(results: list[Result], rounds: int) -> str:
+    told = [t for result in results for t in result.told]
+    by_side: dict[str, dict[str, str]] = {}
+    for entry in told:
+        if entry["versions"]:
+            by_side.setdefault(entry["peer"], {}).update(entry["versions"])
+    versions = "; ".join(
+        f"{peer} with " + ", ".join(f"{name} {version}" for name, version in found.items())
+        for peer, found in by_side.items()
+    )
+    threads = sorted({entry["threads"] for entry in told if "threads" in entry})
+    devices = sorted({entry["device"] for entry in told if "device" in entry})
+    lines = [
+        "# Benchmarks",
+        "",
+        "Written by `make bench`. Each row was measured in rounds that alternate between Treadle and the other; the",
+        "figures are medians, the ratio is the median of the ratios round by round, with the lowest and the highest.",
+        "",
+        "| work | Treadle | compared with | ratio | must reach | reached |",
+        "| --- | --- | --- | --- | --- | --- |",
+        *[result.line for result in results],
+        "",
+        "The work of DQN: one environment, a network of 64 and 64 ReLU units, batches of 64 from a memory of 10,000, a",
+        "gradient step of Adam (1e-3) for every step, the target network copied every 100 steps, epsilon down to 0.05.",
+        "Measured after compilation and after the first gradient steps. rejax runs without evaluation and without",
+        "double targets.",
+        *(
+            [f"Stable-Baselines3 was tried with 1 and 2 threads of PyTorch; the faster counted ({listed(threads)})."]
+            if threads
+            else []
+        ),
+        "",
+        f"- Date: {datetime.date.today().isoformat()}",
+        f"- Commit: {commit()}",
+        f"- Machine: {machine()}" + (f"; JAX on {listed(devices)}" if devices else ""),
+        f"- Versions: {versions or 'of this environment'}",
+        f"- Rounds: {rounds} (starts of a process: {max(rounds, 5)})",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def listed(items: list) -> str:
+    return ", ".join(str(item) for item in items)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3, help="pairs of runs for each row")
+    parser.add_argument("--only", default="", help="only rows whose work or programs contain this text")
+    parser.add_argument("--quick", action="store_true", help="a short look at whether everything runs; no report")
+    options = parser.parse_args()
+
+    def wanted(row: Race | Start) -> bool:
+        return options.only.lower() in f"{row.work} {row.ours.label} {row.theirs.label}".lower()
+
+    rows = [row for row in ROWS if wanted(row)]
+    if not rows:
+        print(f"No row contains '{options.only}'.", file=sys.stderr)
+        return 2
+    try:
+        results = [
+            measure(row, max(options.rounds, 5 if isinstance(row, Start) and not options.quick else 1), options.quick)
+            for row in rows
+        ]
+    except BenchmarkError as error:
+        print(error, file=sys.stderr)
+        return 1
+    text = report(results, options.rounds)
+    print(text)
+    if not options.quick and not options.only:
+        REPORT.write_text(text)
+        print(f"Written to {REPORT.relative_to(ROOT)}.", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,169 @@
+"""The agent that meets the world: learn, predict, evaluate, save, load."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+from treadle import checkpoint, registry, settings, spaces
+from treadle.algorithms.base import Algorithm
+from treadle.errors import InvalidSetting, TreadleError
+from treadle.loops import evaluate as evaluation
+from treadle.loops.choose import LoopName, Trainer, evaluation_environment, make_trainer
+from treadle.loops.evaluate import Evaluation
+from treadle.loops.execution import compile_small
+from treadle.loops.seeding import purpose, seed_key
+from treadle.registry import as_float32
+from treadle.run import Chunks, check_finite
+from treadle.spaces import Discrete
+from treadle.types import Spec, space_spec
+
+EVALUATION_ENVIRONMENTS = 10
+
+
+class Agent:
+    """One seed of an algorithm in an environment.
+
+    `environment` is a name (of Treadle or Gymnasium), a world in JAX, a function that makes a Gymnasium environment,
+    or a Gymnasium vector environment.
+
+        agent = Agent(DQN(learning_rate=1e-3), "CartPole-v1", seed=0).learn(50_000)
+        agent.evaluate(episodes=20).returns.mean()
+
+    Raises `TreadleError`s, in sentences, for settings and environments that cannot be served: in the constructor
+    what can be known without making the environment, in `learn` the rest.
+    """
+
+    def __init__(self, algorithm: Algorithm, environment: Any, seed: int = 0, loop: LoopName = "auto"):
+        algorithm.check()
+        self.algorithm, self.environment, self.seed, self.loop = algorithm, environment, seed, loop
+        self.step = 0
+        self._trainer: Trainer | None = None
+        self._policy: PyTree | None = None
+        self._carry: PyTree = None
+        self._spec: Spec | None = None
+
+    def learn(self, total_timesteps: int) -> Agent:
+        """Train for `total_timesteps` environment steps more. Returns the agent itself.
+
+        Schedules given as fractions are laid out over the steps of the first call, and go on from where they are in
+        a second. Raises `NonFinite` when a metric becomes NaN or infinite.
+        """
+        if self._trainer is None:
+            if self._policy is not None:
+                raise TreadleError(
+                    "this agent was loaded from a file that keeps what acting needs, not what learning needs. Train "
+                    "a new one, or continue a run from its folder with `treadle resume`."
+                )
+            self._trainer = make_trainer(self.algorithm, self.environment, total_timesteps, self.seed, 1, self.loop)
+        elif total_timesteps < 1:
+            raise InvalidSetting(f"total_timesteps was {total_timesteps}; it must be at least 1.")
+        trainer = self._trainer
+        per_update = self.algorithm.num_steps * self.algorithm.num_envs
+        plan = Chunks(total_timesteps, per_update, host=not trainer.exact_resume)
+        done = 0
+        while done < plan.total_steps:
+            count = plan.next(done)
+            record = trainer.advance(count)
+            check_finite(record.metrics, self.step, self.step + count * per_update)
+            done += count * per_update
+            self.step += count * per_update
+        self._policy = jax.tree.map(lambda x: x[0], trainer.policies())
+        self._spec = trainer.spec
+        return self
+
+    def predict(self, obs: Any) -> np.ndarray:
+        """The greedy action for one observation `[...]`, or actions `[B]` for a batch `[B, ...]`.
+
+        Discrete actions count as the environment counts them (from its `start`). Raises `TreadleError` for an
+        observation of another shape, and before anything was learned.
+        """
+        policy, spec = self._known()
+        shape = tuple(spec.observation_space.shape)
+        array = np.asarray(obs, dtype=np.dtype(spec.observation_space.dtype))
+        if array.shape not in (shape, (*array.shape[:1], *shape)):
+            raise TreadleError(
+                f"predict was given an observation of shape {array.shape}; it must be {shape}, or a batch "
+                f"{('B', *shape)} of them."
+            )
+        batch = array if array.ndim > len(shape) else array[None]
+        carry = self.algorithm.init_carry(dataclasses.replace(spec, num_envs=len(batch)))
+        action = np.asarray(_act(as_float32(self.algorithm.prepared()), policy, carry, batch, jax.random.key(0)))
+        if isinstance(spec.action_space, Discrete):
+            action = action + spec.action_space.start
+        return action if array.ndim > len(shape) else action[0]
+
+    def evaluate(self, episodes: int = 20, seed: int = 0) -> Evaluation:
+        """Greedy episodes in Gymnasium's own environment where the world has a counterpart there, else in the
+        training world. Uses its own randomness and leaves training as it is."""
+        if episodes < 1:
+            raise InvalidSetting(f"episodes was {episodes}; it must be at least 1.")
+        policy, _ = self._known()
+        world = evaluation_environment(self.environment, min(episodes, EVALUATION_ENVIRONMENTS))
+        key = purpose(seed_key(seed), "evaluation")
+        try:
+            return evaluation.evaluate(as_float32(self.algorithm.prepared()), policy, world, episodes, key)
+        finally:
+            close = getattr(world, "close", None)
+            if close is not None and isinstance(self.environment, str):
+                close()
+
+    def save(self, path: str | Path) -> Path:
+        """Write the lean artefact: what acting needs (policy, settings, spaces), as safetensors. Loading it runs no
+        code. Raises `CheckpointError` when it cannot be written."""
+        policy, spec = self._known()
+        target = Path(path)
+        about = {
+            "kind": "agent",
+            "algorithm": self.algorithm.name,
+            "settings": settings.describe(self.algorithm),
+            "environment": self.environment if isinstance(self.environment, str) else None,
+            "observation_space": spec.observation_space.describe(),
+            "action_space": spec.action_space.describe(),
+            "step": self.step,
+        }
+        checkpoint.save(target, policy, about)
+        return target
+
+    @classmethod
+    def load(cls, path: str | Path, environment: Any = None, **own: Any) -> Agent:
+        """An agent from a file that `save` wrote: it predicts and evaluates.
+
+        `environment` is needed for evaluation when the agent was trained in one without a name; parts of your own
+        (`network=...`) must be given again. Raises `CheckpointError` for a damaged or foreign file.
+        """
+        described = checkpoint.read_metadata(Path(path))
+        if described.get("kind") != "agent":
+            raise checkpoint.CheckpointError(
+                f"{path} holds a {described.get('kind', 'tree')}, not an agent. `Agent.save` writes agents; a run's "
+                "folder is opened with `treadle evaluate` and `treadle resume`."
+            )
+        registry.algorithms.find(described["algorithm"])
+        algorithm = settings.restore(described["algorithm"], described["settings"], **own)
+        spec = space_spec(
+            spaces.from_description(described["observation_space"]), spaces.from_description(described["action_space"])
+        )
+        prepared = as_float32(algorithm.prepared())
+
+        def shapes(key):
+            return prepared.policy(prepared.init(key, spec))
+
+        policy, _ = checkpoint.load(Path(path), jax.eval_shape(shapes, jax.random.key(0)))
+        agent = cls(algorithm, environment if environment is not None else described["environment"])
+        agent._policy, agent._spec, agent.step = policy, spec, int(described["step"])
+        return agent
+
+    def _known(self) -> tuple[PyTree, Spec]:
+        if self._policy is None or self._spec is None:
+            raise TreadleError("the agent has learned nothing yet: call learn(total_timesteps) first.")
+        return self._policy, self._spec
+
+
+@compile_small
+def _act(algorithm: Algorithm, policy: PyTree, carry: Any, obs: Any, key: Any) -> Any:
+    return algorithm.act(policy, carry, obs, key, explore=False)[0]

@@ -1,0 +1,222 @@
+"""Deep Q-networks (Mnih et al. 2015, "Human-level control through deep reinforcement learning")."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+from treadle import exploration, hoist, optimise
+from treadle.algorithms.base import Algorithm, register, require
+from treadle.errors import UnsupportedSpace
+from treadle.memory import MemoryState, UniformMemory
+from treadle.networks import MLP, Activation, Features, Initialisation, QNetwork, Raveled, ravel
+from treadle.returns import double_q_learning_error, q_learning_error
+from treadle.spaces import Discrete
+from treadle.types import Counter, Mean, Metrics, Spec, Transition
+
+
+class DQNState(NamedTuple):
+    network: Raveled
+    target_network: Raveled
+    opt_state: optax.OptState
+    memory: MemoryState
+    step: Counter
+    """Environment steps so far, over all environments."""
+    total_timesteps: Int[Array, ""]
+    """The number of steps for which schedules given as fractions were laid out, once."""
+
+
+class DQNPolicy(NamedTuple):
+    """What acting greedily needs."""
+
+    network: Raveled
+
+
+@register("dqn")
+class DQN(Algorithm):
+    """Q-learning with a network, replayed experience and a slowly moving target.
+
+    `y = r + gamma max_a' Q_target(s', a')`, without the second term where the episode terminated; the network
+    descends the loss of `y - Q(s, a)` on batches drawn from memory. Every part is as in algorithm 1 of the paper; the
+    options cover the settings of the tutorials and of RL Zoo.
+    """
+
+    learning_rate: float = 1e-3
+    """Step size of the optimiser."""
+    learning_rate_end: float | None = None
+    """Step size at the last timestep, approached linearly; a constant learning rate when not given."""
+    gamma: float = 0.99
+    """Discount per step, in [0, 1]."""
+    batch_size: int = 64
+    """Transitions in one gradient step."""
+    capacity: int = 100_000
+    """Transitions that the replay memory holds."""
+    learning_starts: int = 1_000
+    """Environment steps before the first gradient step."""
+    train_frequency: int = 1
+    """Steps of each environment between two rounds of gradient steps; epsilon is renewed as often."""
+    gradient_steps: int = 1
+    """Gradient steps in a round."""
+    target_update_period: int = 500
+    """Environment steps between two updates of the target network."""
+    tau: float = 1.0
+    """How far the target network moves to the network in one update: 1 copies it, less averages (soft target)."""
+    double: bool = False
+    """Choose the next action by the network and judge it by the target network (van Hasselt et al. 2016)."""
+    loss: Literal["huber", "squared"] = "huber"
+    """Huber with threshold 1, or the squared TD error."""
+    epsilon_start: float = 1.0
+    """Probability of a random action at the first step."""
+    epsilon_end: float = 0.05
+    """Probability of a random action in the end."""
+    epsilon_schedule: Literal["linear", "exponential"] = "linear"
+    """`linear` arrives after `epsilon_fraction` of the training; `exponential` decays with scale `epsilon_scale`."""
+    epsilon_fraction: float = 0.1
+    """Part of the total timesteps over which a linear epsilon falls, in [0, 1]."""
+    epsilon_scale: float = 1_000.0
+    """Steps in which an exponential epsilon falls to 37% of the way."""
+    evaluation_epsilon: float = 0.0
+    """Probability of a random action when evaluated; greedy unless set."""
+    optimiser: optimise.Optimiser = "adam"
+    """Rule of the gradient step."""
+    max_grad_norm: float | None = 10.0
+    """Clip the gradient's global norm to this; `None` does not."""
+    max_grad_value: float | None = None
+    """Clip each element of the gradient to this; `None` does not."""
+    hidden_sizes: tuple[int, ...] = (64, 64)
+    """Units of each hidden layer."""
+    activation: Activation = "relu"
+    """Between the layers."""
+    initialisation: Initialisation = "orthogonal"
+    """Orthogonal weights and zero biases, or both scaled by 1/sqrt(inputs) (PyTorch's default)."""
+    network: Any = None
+    """Your own network instead of the built-in one, from one observation to the values of all actions: any callable
+    JAX tree. Its weights are where every seed starts."""
+
+    @property
+    def num_steps(self) -> int:
+        return self.train_frequency
+
+    @property
+    def memory(self) -> UniformMemory:
+        return UniformMemory(capacity=self.capacity, batch_size=self.batch_size)
+
+    @property
+    def gradient_rule(self) -> optax.GradientTransformation:
+        return optimise.make(self.optimiser, self.max_grad_norm, self.max_grad_value)
+
+    def check(self, spec: Spec | None = None) -> None:
+        super().check(spec)
+        require(self.learning_rate > 0, "learning_rate", self.learning_rate, "greater than 0")
+        require(0 <= self.gamma <= 1, "gamma", self.gamma, "between 0 and 1")
+        for name in ("batch_size", "capacity", "train_frequency", "gradient_steps", "target_update_period"):
+            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        within = f"at most the memory's capacity, which is {self.capacity} (--capacity)"
+        require(self.batch_size <= self.capacity, "batch_size", self.batch_size, within)
+        require(self.learning_starts >= 0, "learning_starts", self.learning_starts, "0 or more")
+        require(0 < self.tau <= 1, "tau", self.tau, "greater than 0 and at most 1")
+        for name in ("epsilon_start", "epsilon_end", "epsilon_fraction", "evaluation_epsilon"):
+            require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "between 0 and 1")
+        require(self.epsilon_scale > 0, "epsilon_scale", self.epsilon_scale, "greater than 0")
+        for name in ("max_grad_norm", "max_grad_value"):
+            value = getattr(self, name)
+            require(value is None or value > 0, name, value, "greater than 0, or None")
+        end = self.learning_rate_end
+        require(end is None or end >= 0, "learning_rate_end", end, "0 or more, or None")
+        positive = all(size >= 1 for size in self.hidden_sizes)
+        require(positive, "hidden_sizes", self.hidden_sizes, "a list of positive numbers")
+        if spec is not None and not isinstance(spec.action_space, Discrete):
+            raise UnsupportedSpace(
+                f"DQN needs a discrete action space, because it compares the value of every action; this environment "
+                f"has {spec.action_space}. Discretise the actions with a wrapper, or use a method for continuous ones."
+            )
+
+    def prepared(self) -> DQN:
+        return self if self.network is None else dataclasses.replace(self, network=ravel(self.network))
+
+    def init(self, key: Array, spec: Spec) -> DQNState:
+        network = ravel(self.build_network(key, spec) if self.network is None else self.network)
+        return DQNState(
+            network=network,
+            target_network=jax.tree.map(jnp.copy, network),
+            opt_state=self.gradient_rule.init(network),
+            memory=self.memory.init(spec.example),
+            step=Counter.zero(),
+            total_timesteps=jnp.asarray(spec.total_timesteps, jnp.int32),
+        )
+
+    def build_network(self, key: Array, spec: Spec) -> QNetwork:
+        features = Features(spec.observation_space)
+        sizes = (features.size, *self.hidden_sizes, spec.action_space.n)
+        return QNetwork(features, MLP(key, sizes, self.activation, self.initialisation))
+
+    def act(self, state: DQNState | DQNPolicy, carry, obs, key, *, explore: bool = True):
+        epsilon = self.epsilon(state) if explore else self.evaluation_epsilon
+        return exploration.epsilon_greedy(key, jax.vmap(state.network)(obs), epsilon), carry, ()
+
+    def update(self, state: DQNState, rollout: Transition, key: Array) -> tuple[DQNState, Metrics]:
+        """Store the rollout; once `learning_starts` is passed, take `gradient_steps` on replayed batches; move the
+        target network when its period has passed."""
+        step = state.step.add(rollout.reward.size)
+        memory = self.memory.add(state.memory, rollout)
+        learning_rate = self.learning_rate_at(state)
+
+        def gradient_step(learner, key):
+            network, opt_state = learner
+            batch = self.memory.sample(memory, key)
+            loss, gradients = jax.value_and_grad(self.batch_loss)(network, state.target_network, batch)
+            learner = optimise.descend(self.gradient_rule, network, opt_state, gradients, learning_rate)
+            return learner, (loss, jnp.mean(jnp.max(jax.vmap(network)(batch.items.obs), axis=-1)))
+
+        def learn(learner, key):
+            learner, (losses, q) = hoist.scan(gradient_step, learner, jax.random.split(key, self.gradient_steps))
+            return learner, jnp.mean(losses), jnp.mean(q)
+
+        def wait(learner, key):
+            return learner, jnp.zeros(()), jnp.zeros(())
+
+        learning = step.value > self.learning_starts
+        (network, opt_state), loss, q = hoist.cond(learning, learn, wait, (state.network, state.opt_state), key)
+        target_network = jax.lax.cond(
+            step.passes(self.target_update_period, since=state.step),
+            lambda target: optax.incremental_update(network, target, self.tau),
+            lambda target: target,
+            state.target_network,
+        )
+        weight = learning.astype(jnp.float32)
+        metrics = {"loss": Mean(loss, weight), "max_q": Mean(q, weight), "epsilon": self.epsilon(state)}
+        return DQNState(network, target_network, opt_state, memory, step, state.total_timesteps), metrics
+
+    def batch_loss(self, network, target_network, batch):
+        """The weighted mean loss of a sampled batch."""
+        td_error = jax.vmap(self.td_error, in_axes=(None, None, 0))(network, target_network, batch.items)
+        loss = {"huber": optax.losses.huber_loss, "squared": optax.losses.squared_error}[self.loss]
+        return jnp.mean(batch.weights * loss(td_error))
+
+    def td_error(self, network, target_network, t: Transition) -> Float[Array, ""]:
+        """r + gamma (1 - terminated) max_a' Q'(s', a') - Q(s, a); a time limit does not stop the bootstrap."""
+        discount = self.gamma * (1.0 - t.terminated)
+        q, q_next = network(t.obs), target_network(t.next_obs)
+        if self.double:
+            return double_q_learning_error(q, t.action, t.reward, discount, q_next, network(t.next_obs))
+        return q_learning_error(q, t.action, t.reward, discount, q_next)
+
+    def epsilon(self, state: DQNState) -> Float[Array, ""]:
+        step = state.step.value
+        if self.epsilon_schedule == "exponential":
+            return exploration.exponential(self.epsilon_start, self.epsilon_end, self.epsilon_scale, step)
+        steps = self.epsilon_fraction * state.total_timesteps
+        return exploration.linear(self.epsilon_start, self.epsilon_end, steps, step)
+
+    def learning_rate_at(self, state: DQNState) -> Float[Array, ""] | float:
+        if self.learning_rate_end is None:
+            return self.learning_rate
+        return exploration.linear(self.learning_rate, self.learning_rate_end, state.total_timesteps, state.step.value)
+
+    def policy(self, state: DQNState) -> DQNPolicy:
+        return DQNPolicy(state.network)

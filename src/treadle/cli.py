@@ -1,0 +1,294 @@
+"""The command line: `treadle train ALGORITHM ENVIRONMENT ...`, `resume`, `evaluate`, `plot`, `list`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from treadle.errors import TreadleError, nearest
+
+COMMANDS = {
+    "train": "train an algorithm in an environment: treadle train dqn CartPole-v1 --seeds 8",
+    "resume": "go on with a run that was interrupted: treadle resume RUN",
+    "evaluate": "greedy episodes of every seed of a run: treadle evaluate RUN --episodes 20",
+    "plot": "draw a run's learning curve: treadle plot RUN",
+    "list": "show the algorithms, worlds and presets",
+}
+HELP = """usage: treadle COMMAND ...
+
+Deep reinforcement learning in JAX.
+
+{commands}
+
+  treadle COMMAND --help tells more; treadle --version says which this is.
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; the exit status. A user's mistake is one sentence on stderr and status 2, a run that stopped
+    itself 1, a signal 128 plus its number."""
+    argv = sys.argv[1:] if arguments is None else arguments
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(HELP.format(commands="\n".join(f"  {name:10s}{text}" for name, text in COMMANDS.items())))
+        return 0 if argv else 2
+    if argv[0] in ("-V", "--version"):
+        from treadle import __version__
+
+        print(f"treadle {__version__}")
+        return 0
+    if argv[0] not in COMMANDS:
+        return _complain(
+            f"there is no command '{argv[0]}'.{nearest(argv[0], COMMANDS)} There is: {', '.join(COMMANDS)}."
+        )
+    return _guarded(globals()[f"_{argv[0]}"], argv[1:])
+
+
+def _guarded(command: Callable[[list[str]], None], argv: list[str]) -> int:
+    from treadle.errors import NonFinite
+
+    try:
+        command(argv)
+    except TreadleError as error:
+        number = getattr(error, "signal", None)
+        if number is not None:
+            print(f"\n{error}", file=sys.stderr)
+            return 128 + number
+        _complain(str(error))
+        return 1 if isinstance(error, NonFinite) else 2
+    except KeyboardInterrupt:
+        print("\nStopped at once; the last checkpoint is as it was.", file=sys.stderr)
+        return 128 + signal.SIGINT
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    return 0
+
+
+def _complain(message: str) -> int:
+    print(f"treadle: {message}", file=sys.stderr)
+    return 2
+
+
+def _train(argv: list[str]) -> None:
+    from treadle import registry, settings
+    from treadle.loops.execution import use_all_cores
+    from treadle.run import Run, RunConfig
+
+    imports, rest = _take_imports(argv)
+    names, flags = _leading_names(rest)
+    if len(names) != 2:
+        if "--help" in flags or "-h" in flags:
+            names = [*names, "dqn", "CartPole-v1"][: max(2, len(names))] if not names else [names[0], "ENVIRONMENT"]
+        else:
+            raise TreadleError(
+                "train needs an algorithm and an environment, such as: treadle train dqn CartPole-v1. "
+                f"It was given {shlex.join(argv) or 'neither'}."
+            )
+    algorithm, environment = names
+    registry.algorithms.find(algorithm)
+    wanted, flags = _take_option(flags, "--preset")
+    preset = _preset(algorithm, environment, wanted)
+    base = preset.make() if preset else settings.make(algorithm, {})
+    steps = preset.total_timesteps if preset and preset.total_timesteps else RunConfig.total_timesteps
+    configured, config = _parse_train(algorithm, environment, base, RunConfig(total_timesteps=steps), flags)
+
+    use_all_cores()
+    command = ["treadle", "train", *argv]
+    label = preset.name if preset else None
+    configured.check()
+    run = Run.create(algorithm, environment, configured, config, command, label, imports)
+    try:
+        trainer = run.trainer(configured)
+    except TreadleError:
+        _remove_empty(run.folder)
+        raise
+    if preset:
+        print(f"Settings: preset '{preset.name}' for {algorithm} in {environment} ({preset.about}).")
+    _go(run, trainer, 0)
+
+
+def _go(run: Any, trainer: Any, step: int) -> None:
+    from treadle import run as runs
+    from treadle.progress import Progress
+
+    title = f"{run.info['algorithm']} {run.info['environment']}"
+    progress = Progress(title, run.config.total_timesteps, run.config.seeds)
+    runs.train(run, trainer, step, progress)
+    print(f"Run: {run.folder}")
+
+
+def _resume(argv: list[str]) -> None:
+    parser = _parser("resume", "Go on with a run from its last checkpoint.")
+    parser.add_argument("run", metavar="RUN", help="the run's folder")
+    parser.add_argument("--checkpoint", metavar="FILE", help="another checkpoint than the last")
+    parser.add_argument("--total-timesteps", type=int, metavar="N", help="train to N steps instead; schedules stay")
+    _add_import(parser)
+    options = parser.parse_args(argv)
+
+    from treadle import metrics
+    from treadle.loops.execution import use_all_cores
+    from treadle.run import Run
+
+    _import_files(options.imports)
+    run = Run.open(options.run)
+    use_all_cores()
+    trainer = run.trainer()
+    step = run.restore(trainer, Path(options.checkpoint) if options.checkpoint else None)
+    if options.total_timesteps is not None:
+        run.save_info(config={**run.info["config"], "total_timesteps": options.total_timesteps})
+    total = run.config.total_timesteps
+    if step >= total:
+        raise TreadleError(
+            f"{run.folder} is finished at step {step:,}. To train it further: treadle resume "
+            f"{shlex.quote(str(run.folder))} --total-timesteps {2 * step}"
+        )
+    metrics.drop_after(run.folder, step)
+    print(f"Going on from step {step:,} of {total:,}.")
+    if not trainer.exact_resume:
+        print("A Gymnasium environment's inner state cannot be saved: new episodes begin, all else continues.")
+    _go(run, trainer, step)
+
+
+def _evaluate(argv: list[str]) -> None:
+    parser = _parser("evaluate", "Greedy episodes of every seed, in Gymnasium's own environment where there is one.")
+    parser.add_argument("run", metavar="RUN", help="the run's folder")
+    parser.add_argument("--episodes", type=int, default=20, metavar="N", help="episodes of each seed (default 20)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="base of the evaluation's own randomness")
+    parser.add_argument("--checkpoint", metavar="FILE", help="another checkpoint than the last")
+    parser.add_argument("--render", metavar="FILE.gif", help="also draw one episode of the best seed")
+    _add_import(parser)
+    options = parser.parse_args(argv)
+
+    from treadle import reports
+    from treadle.run import Run
+
+    _import_files(options.imports)
+    run = Run.open(options.run)
+    checkpoint = Path(options.checkpoint) if options.checkpoint else None
+    reports.evaluate(run, options.episodes, options.seed, checkpoint, options.render)
+
+
+def _plot(argv: list[str]) -> None:
+    parser = _parser("plot", "Draw the learning curve of a run: every seed, IQM and 95% interval.")
+    parser.add_argument("run", metavar="RUN", help="the run's folder")
+    parser.add_argument("--out", metavar="FILE.png", help="where to; figures/learning_curve.png in the run's folder")
+    options = parser.parse_args(argv)
+
+    from treadle import reports
+    from treadle.run import Run
+
+    path = reports.plot(Run.open(options.run), Path(options.out) if options.out else None)
+    print(f"Learning curve: {path}")
+
+
+def _list(argv: list[str]) -> None:
+    parser = _parser("list", "Show the algorithms, worlds and presets.")
+    _add_import(parser)
+    options = parser.parse_args(argv)
+    _import_files(options.imports)
+
+    from treadle import reports
+
+    reports.show_list()
+
+
+def _parser(command: str, about: str) -> argparse.ArgumentParser:
+    parser = _Parser(prog=f"treadle {command}", description=about, allow_abbrev=False)
+    return parser
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse that suggests the nearest flag, and speaks in the form of the other errors."""
+
+    def error(self, message: str) -> Any:
+        unknown = message.removeprefix("unrecognized arguments: ")
+        if unknown != message:
+            flag = unknown.split()[0]
+            known = [name for action in self._actions for name in action.option_strings]
+            raise TreadleError(f"{self.prog} has no flag or argument '{flag}'.{nearest(flag, known)}")
+        raise TreadleError(f"{self.prog}: {message}. See {self.prog} --help.")
+
+
+def _add_import(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--import",
+        dest="imports",
+        action="append",
+        default=[],
+        metavar="FILE.py",
+        help="a file of your own that registers algorithms or worlds",
+    )
+
+
+def _import_files(files: list[str]) -> list[str]:
+    from treadle import registry
+
+    for file in files:
+        registry.import_file(file)
+    return [str(Path(file).resolve()) for file in files]
+
+
+def _take_imports(argv: list[str]) -> tuple[list[str], list[str]]:
+    """Import the files of every `--import`, and leave the other arguments."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    _add_import(parser)
+    options, rest = parser.parse_known_args(argv)
+    return _import_files(options.imports), rest
+
+
+def _take_option(argv: list[str], flag: str) -> tuple[str | None, list[str]]:
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument(flag, dest="value")
+    options, rest = parser.parse_known_args(argv)
+    return options.value, rest
+
+
+def _leading_names(argv: list[str]) -> tuple[list[str], list[str]]:
+    count = next((i for i, word in enumerate(argv) if word.startswith("-")), len(argv))
+    return argv[:count], argv[count:]
+
+
+def _preset(algorithm: str, environment: str, wanted: str | None) -> Any:
+    """The named preset; without a name the default one if there is one; none for `none`."""
+    from treadle import settings
+
+    if wanted == "none":
+        return None
+    if wanted is None:
+        found = [p for p in settings.presets(algorithm, environment) if p.name == "default"]
+        return found[0] if found else None
+    return settings.preset(algorithm, environment, wanted)
+
+
+def _parse_train(algorithm: str, environment: str, base: Any, config: Any, flags: list[str]) -> tuple[Any, Any]:
+    """The algorithm and the run's configuration from the flags; the defaults are those of the preset."""
+    import tyro
+
+    both = dataclasses.make_dataclass(
+        "Train",
+        [
+            ("algorithm", tyro.conf.OmitArgPrefixes[type(base)], dataclasses.field(default=base)),
+            ("run", tyro.conf.OmitArgPrefixes[type(config)], dataclasses.field(default=config)),
+        ],
+        frozen=True,
+    )
+    about = (
+        "--preset NAME takes a named preset's settings ('none': the algorithm's own defaults); --import FILE.py brings "
+        "algorithms and worlds of your own."
+    )
+    prog = f"treadle train {algorithm} {environment}"
+    parsed = tyro.cli(both, args=flags, prog=prog, description=about, config=(tyro.conf.SuppressFixed,))
+    return parsed.algorithm, parsed.run
+
+
+def _remove_empty(folder: Path) -> None:
+    import shutil
+
+    shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,380 @@
+"""Gymnasium environments, any of them, as the host loop sees them.
+
+Whatever Gymnasium's autoreset mode, a step says the same: the true successor, whether and how the episode ended, and
+the observation to act on next.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+
+import numpy as np
+
+from treadle.algorithms.base import require
+from treadle.errors import InvalidSetting, TreadleError, UnknownName, UnsupportedSpace, nearest
+from treadle.spaces import Discrete, Space, from_gymnasium
+
+if TYPE_CHECKING:
+    import gymnasium
+    from gymnasium.vector import VectorEnv
+
+Autoreset = Literal["same_step", "next_step", "disabled"]
+_MODES: dict[str, Autoreset] = {"SameStep": "same_step", "NextStep": "next_step", "Disabled": "disabled"}
+
+
+class HostStep(NamedTuple):
+    """One step of `B` host environments. Nothing here is a view of an environment's own buffers.
+
+    `next_obs` is the true successor, also at an episode's end; `obs` is what to act on next, the first observation of
+    a new episode where one has just ended (elsewhere the same array as `next_obs`, when no episode ended at all).
+    An episode that terminates in the step of its time limit counts as terminated only. `valid` is false for rows in
+    which the environment ignored the action and reset itself; `None` says that there are no such rows in this mode.
+    """
+
+    next_obs: np.ndarray
+    reward: np.ndarray
+    terminated: np.ndarray
+    truncated: np.ndarray
+    valid: np.ndarray | None
+    obs: np.ndarray
+
+
+class GymnasiumEnvironments:
+    """`num_envs` Gymnasium environments side by side, reset as their episodes end.
+
+    `env` is an id (`"CartPole-v1"`, `"my_package:MyEnv-v0"`), a callable that makes an environment, an environment
+    (one), or a ready `gymnasium.vector.VectorEnv`, which brings its own `num_envs` and autoreset mode. `render_mode`
+    and `make_options` go to `gymnasium.make` or to the callable.
+
+    Raises `UnknownName` for an id that Gymnasium cannot make, `UnsupportedSpace` for spaces that Treadle does not
+    serve. What a user's environment raises passes through.
+    """
+
+    name: str
+    num_envs: int
+    observation_space: Space
+    action_space: Space
+    max_episode_steps: int | None
+
+    def __init__(
+        self,
+        env: str | Callable[..., gymnasium.Env] | gymnasium.Env | VectorEnv,
+        num_envs: int = 1,
+        autoreset: Autoreset = "same_step",
+        render_mode: str | None = None,
+        **make_options: Any,
+    ):
+        require(num_envs >= 1, "num_envs", num_envs, "at least 1")
+        modes = list(_MODES.values())
+        require(autoreset in modes, "autoreset", f"'{autoreset}'", f"one of {', '.join(modes)}")
+        options = make_options if render_mode is None else {"render_mode": render_mode, **make_options}
+
+        made = _make(env, num_envs, options)
+        first = made[0] if isinstance(made, list) else made
+        self.name = env if isinstance(env, str) else _name(first)
+        self.max_episode_steps = _time_limit(first)
+        try:
+            self.observation_space, self.action_space = _spaces(first, self.name)
+            self._stepper = _stepper(made, autoreset, self)
+        except TreadleError:
+            for opened in made if isinstance(made, list) else [made]:
+                opened.close()
+            raise
+        self.autoreset = self._stepper.autoreset
+        self.num_envs = self._stepper.num_envs
+
+    @property
+    def masks_rows(self) -> bool:
+        """Whether steps come with `valid` rather than `None`."""
+        return self.autoreset == "next_step"
+
+    def reset(self, seed: int) -> np.ndarray:
+        """The first observations `[B, ...]`. Environments and their spaces are each seeded differently."""
+        base = int(np.random.SeedSequence(seed).generate_state(1)[0] >> 1)
+        seeds = [base + i for i in range(2 * self.num_envs)]
+        obs = self._stepper.reset(seeds[: self.num_envs], seeds[self.num_envs :])
+        expected = (self.num_envs, *self.observation_space.shape)
+        if obs.shape != expected:
+            raise TreadleError(
+                f"{self.name} returned observations of shape {obs.shape[1:]}, but its observation space says "
+                f"{expected[1:]}. Correct one of them."
+            )
+        return self._stepper.owned(obs)
+
+    def step(self, actions: np.ndarray) -> HostStep:
+        """One step of every environment with `actions` `[B]` counted from 0 (`Discrete`) or `[B, ...]` (`Box`)."""
+        return self._stepper.step(actions)
+
+    def render(self) -> Sequence[Any]:
+        """What each environment renders."""
+        return self._stepper.render()
+
+    def close(self) -> None:
+        self._stepper.close()
+
+
+def counterpart(name: str) -> str | None:
+    """The Gymnasium id of a world of this name, `None` where Gymnasium has none."""
+    import gymnasium
+
+    return name if name in gymnasium.registry else None
+
+
+def known_ids() -> list[str]:
+    """The ids that Gymnasium knows at the moment, for suggestions."""
+    import gymnasium
+
+    return sorted(gymnasium.registry)
+
+
+class _Stepper(Protocol):
+    """How the environments are stepped; actions and observations are those of `GymnasiumEnvironments`."""
+
+    num_envs: int
+    autoreset: Autoreset
+
+    def reset(self, seeds: list[int], space_seeds: list[int]) -> np.ndarray: ...
+
+    def owned(self, obs: Any) -> np.ndarray: ...
+
+    def step(self, actions: np.ndarray) -> HostStep: ...
+
+    def render(self) -> Sequence[Any]: ...
+
+    def close(self) -> None: ...
+
+
+class _Arrays:
+    """Conversion between Treadle's arrays and Gymnasium's."""
+
+    def __init__(self, spaces: GymnasiumEnvironments, num_envs: int, action_dtype: Any):
+        self.num_envs = num_envs
+        self._obs_dtype = np.dtype(spaces.observation_space.dtype)
+        self._obs_shape = (num_envs, *spaces.observation_space.shape)
+        self._action_dtype = np.dtype(action_dtype)
+        self._action_start = spaces.action_space.start if isinstance(spaces.action_space, Discrete) else 0
+
+    def owned(self, obs: Any) -> np.ndarray:
+        return np.array(obs, self._obs_dtype, order="C")
+
+    def actions(self, actions: np.ndarray) -> np.ndarray:
+        """A copy, because what JAX computed is read-only and environments may write to their action."""
+        converted = np.array(actions, self._action_dtype)
+        return converted + self._action_start if self._action_start else converted
+
+
+class _Separate(_Arrays):
+    """Environments stepped one by one, without the cost of a vector environment's bookkeeping."""
+
+    autoreset: Autoreset = "same_step"
+
+    def __init__(self, envs: Sequence[gymnasium.Env], spaces: GymnasiumEnvironments):
+        super().__init__(spaces, len(envs), envs[0].action_space.dtype)
+        self._envs = list(envs)
+
+    def reset(self, seeds: list[int], space_seeds: list[int]) -> np.ndarray:
+        _seed_spaces(self._envs, space_seeds)
+        return np.stack([np.array(env.reset(seed=s)[0]) for env, s in zip(self._envs, seeds, strict=True)])
+
+    def step(self, actions: np.ndarray) -> HostStep:
+        next_obs = np.empty(self._obs_shape, self._obs_dtype)
+        reward = np.empty(self.num_envs, np.float32)
+        terminated = np.zeros(self.num_envs, np.bool_)
+        truncated = np.zeros(self.num_envs, np.bool_)
+        ended = []
+        actions = self.actions(actions)
+        for i, env in enumerate(self._envs):
+            next_obs[i], reward[i], terminal, time_is_up, _ = env.step(actions[i])
+            if terminal or time_is_up:
+                terminated[i], truncated[i] = terminal, not terminal
+                ended.append(i)
+        if not ended:
+            return HostStep(next_obs, reward, terminated, truncated, None, next_obs)
+        obs = next_obs.copy()
+        for i in ended:
+            obs[i] = self._envs[i].reset()[0]
+        return HostStep(next_obs, reward, terminated, truncated, None, obs)
+
+    def render(self) -> Sequence[Any]:
+        return [env.render() for env in self._envs]
+
+    def close(self) -> None:
+        for env in self._envs:
+            env.close()
+
+
+class _Vector(_Arrays):
+    """A vector environment in any autoreset mode."""
+
+    def __init__(self, vector: VectorEnv, spaces: GymnasiumEnvironments):
+        super().__init__(spaces, vector.num_envs, vector.single_action_space.dtype)
+        self._vector = vector
+        self._name = spaces.name
+        self.autoreset: Autoreset = _mode(vector, spaces.name)
+        self._ended = np.zeros(self.num_envs, np.bool_)
+
+    def reset(self, seeds: list[int], space_seeds: list[int]) -> np.ndarray:
+        from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
+
+        _seed_spaces([self._vector], space_seeds)
+        _seed_spaces(getattr(self._vector.unwrapped, "envs", []), space_seeds)
+        takes_a_list = isinstance(self._vector.unwrapped, (AsyncVectorEnv, SyncVectorEnv))
+        seed: Any = seeds if takes_a_list else seeds[0]
+        self._ended = np.zeros(self.num_envs, np.bool_)
+        return np.array(self._vector.reset(seed=seed)[0])
+
+    def step(self, actions: np.ndarray) -> HostStep:
+        observed, reward, terminated, truncated, info = self._vector.step(self.actions(actions))
+        obs, reward = self.owned(observed), np.array(reward, np.float32)
+        terminated = np.array(terminated, np.bool_)
+        truncated = np.array(truncated, np.bool_) & ~terminated
+        ended = terminated | truncated
+        if self.autoreset == "next_step":
+            valid, self._ended = ~self._ended, ended
+            return HostStep(obs, reward, terminated, truncated, valid, obs)
+        if not ended.any():
+            return HostStep(obs, reward, terminated, truncated, None, obs)
+        next_obs = obs.copy()
+        if self.autoreset == "same_step":
+            final = self._final_observations(info)
+            for i in np.flatnonzero(ended):
+                next_obs[i] = final[i]
+        else:
+            first, _ = self._vector.reset(options={"reset_mask": ended.copy()})
+            obs[ended] = self.owned(first)[ended]
+        return HostStep(next_obs, reward, terminated, truncated, None, obs)
+
+    def _final_observations(self, info: dict[str, Any]) -> Any:
+        if "final_obs" not in info:
+            raise TreadleError(
+                f"{self._name} resets in the same step, but gives no final observation. A vector environment in this "
+                'mode must put it into info["final_obs"]; next-step mode needs none.'
+            )
+        return info["final_obs"]
+
+    def render(self) -> Sequence[Any]:
+        return tuple(self._vector.render() or ())
+
+    def close(self) -> None:
+        self._vector.close()
+
+
+def _stepper(made: list[gymnasium.Env] | VectorEnv, autoreset: Autoreset, spaces: GymnasiumEnvironments) -> _Stepper:
+    from gymnasium.vector import AutoresetMode, SyncVectorEnv
+
+    if isinstance(made, list):
+        if autoreset == "same_step":
+            return _Separate(made, spaces)
+        mode = next(AutoresetMode(theirs) for theirs, ours in _MODES.items() if ours == autoreset)
+        return _Vector(SyncVectorEnv([lambda e=e: e for e in made], autoreset_mode=mode), spaces)
+    # Gymnasium passes on a final observation as it is, and the reset that follows overwrites it in environments that
+    # use their buffer again. Stepping the sub-environments here copies it in time.
+    if type(made) is SyncVectorEnv and _mode(made, spaces.name) == "same_step":
+        return _Separate(made.envs, spaces)
+    return _Vector(made, spaces)
+
+
+def _make(env: Any, num_envs: int, options: dict[str, Any]) -> list[gymnasium.Env] | VectorEnv:
+    import gymnasium
+    from gymnasium.vector import VectorEnv
+
+    if isinstance(env, str):
+        return _make_by_id(env, num_envs, options)
+    if isinstance(env, (VectorEnv, gymnasium.Env)):
+        if options:
+            raise InvalidSetting(
+                f"{_name(env)} is made already, so {', '.join(options)} would have no effect. Set this where it is "
+                "made, or pass an id or a callable instead."
+            )
+        if isinstance(env, VectorEnv):
+            return env
+        require(num_envs == 1, "num_envs", num_envs, "1 for an environment that is made already (or pass a callable)")
+        return [env]
+    if not callable(env):
+        raise InvalidSetting(
+            f"the environment was {env!r}; it must be a Gymnasium id, a callable that makes a gymnasium.Env, or a "
+            "gymnasium.vector.VectorEnv."
+        )
+    envs: list[Any] = [env(**options) for _ in range(num_envs)]
+    if not isinstance(envs[0], gymnasium.Env):
+        raise InvalidSetting(
+            f"the callable that makes the environment returned {envs[0]!r}; it must return a gymnasium.Env."
+        )
+    return envs
+
+
+def _make_by_id(env_id: str, num_envs: int, options: dict[str, Any]) -> list[gymnasium.Env]:
+    import gymnasium
+    from gymnasium import error
+
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", r".*is out of date", DeprecationWarning)
+            return [gymnasium.make(env_id, disable_env_checker=True, **options) for _ in range(num_envs)]
+    except error.Error as problem:
+        if isinstance(problem, (error.NamespaceNotFound, error.DependencyNotInstalled)):
+            raise UnknownName(f"Gymnasium cannot make '{env_id}': {_sentence(problem)}") from problem
+        if isinstance(problem, (error.UnregisteredEnv, error.DeprecatedEnv)) or type(problem) is error.Error:
+            suggestion = nearest(env_id.rpartition(":")[2], known_ids()) or f" Gymnasium says: {_sentence(problem)}"
+            raise UnknownName(
+                f"Gymnasium has no environment '{env_id}'.{suggestion} One of your own is found as 'module:Id-v0', "
+                "or after --import FILE.py has registered it."
+            ) from problem
+        raise
+    except ImportError as problem:
+        raise UnknownName(f"Gymnasium cannot make '{env_id}': {_sentence(problem)}") from problem
+
+
+def _sentence(problem: Exception) -> str:
+    text = str(problem).strip()
+    return text if text.endswith((".", "?", "!")) else f"{text}."
+
+
+def _spaces(env: Any, name: str) -> tuple[Space, Space]:
+    """Observation and action space of one environment, also where `env` is a vector of them."""
+    found = []
+    for kind in ("observation_space", "action_space"):
+        space = getattr(env, f"single_{kind}", None) or getattr(env, kind)
+        try:
+            found.append(from_gymnasium(space))
+        except UnsupportedSpace as problem:
+            raise UnsupportedSpace(f"{name} does not fit by its {kind.replace('_', ' ')}: {problem}") from problem
+    return found[0], found[1]
+
+
+def _seed_spaces(envs: Sequence[Any], seeds: list[int]) -> None:
+    """Some environments draw from their own spaces, and a user may draw actions from them."""
+    for env, seed in zip(envs, seeds, strict=False):
+        for kind in ("action_space", "observation_space", "single_action_space", "single_observation_space"):
+            space = getattr(env, kind, None)
+            if space is not None:
+                space.seed(seed)
+
+
+def _name(env: Any) -> str:
+    spec = _spec(env)
+    return type(env.unwrapped).__name__ if spec is None else spec.id
+
+
+def _time_limit(env: Any) -> int | None:
+    spec = _spec(env)
+    return None if spec is None else spec.kwargs.get("max_episode_steps", spec.max_episode_steps)
+
+
+def _spec(env: Any) -> Any:
+    """The specification of an environment; a vector environment made by hand has only those of its parts."""
+    parts = getattr(env.unwrapped, "envs", None)
+    return parts[0].spec if parts else env.spec
+
+
+def _mode(vector: VectorEnv, name: str) -> Autoreset:
+    mode = vector.metadata.get("autoreset_mode")
+    text = getattr(mode, "value", mode)
+    if text not in _MODES:
+        raise InvalidSetting(
+            f"{name} does not say how it resets: its metadata['autoreset_mode'] is {mode!r}. Set it to a "
+            "gymnasium.vector.AutoresetMode."
+        )
+    return _MODES[text]

@@ -1,0 +1,1 @@
+"""Loops: one code, many executions. A loop knows no algorithm by name; an algorithm knows no loop."""

@@ -1,0 +1,120 @@
+"""Which loop serves an environment: the fused one where the world is in JAX, else the host loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+from treadle import registry
+from treadle.algorithms.base import Algorithm
+from treadle.environments import gymnasium as host_environments
+from treadle.environments.base import Environment
+from treadle.environments.gymnasium import GymnasiumEnvironments
+from treadle.errors import InvalidSetting, TreadleError, UnknownName, nearest
+from treadle.loops.host import HostSeeds, host_spec
+from treadle.loops.rollout import make_spec
+from treadle.loops.seeds import FusedSeeds
+from treadle.registry import as_float32
+
+LoopName = Literal["auto", "fused", "host"]
+Trainer = FusedSeeds | HostSeeds
+
+
+def resolve(environment: Any, loop: LoopName = "auto") -> Environment | Callable[..., GymnasiumEnvironments]:
+    """A JAX world, or a function `(num_envs, **options)` that makes host environments.
+
+    `environment` is a name (of Treadle or Gymnasium), a JAX world, a function that makes a Gymnasium environment, or
+    a Gymnasium vector environment. Raises `UnknownName` or `TreadleError`.
+    """
+    if isinstance(environment, str):
+        return _resolve_name(environment, loop)
+    if isinstance(environment, Environment):
+        if loop == "host":
+            raise TreadleError("--loop host runs Gymnasium environments; a world in JAX has the fused loop.")
+        return environment
+    if loop == "fused":
+        raise TreadleError(f"--loop fused needs a world in JAX, and {environment!r} is not one. Use --loop host.")
+
+    def ready(num_envs: int, **options: Any) -> GymnasiumEnvironments:
+        return GymnasiumEnvironments(environment, num_envs, **options)
+
+    return ready
+
+
+def _resolve_name(name: str, loop: LoopName) -> Environment | Callable[..., GymnasiumEnvironments]:
+    worlds = registry.environments
+
+    def host(num_envs: int, **options: Any) -> GymnasiumEnvironments:
+        return GymnasiumEnvironments(name, num_envs, **options)
+
+    if name in worlds and loop != "host":
+        return worlds.make(name)
+    counterpart = host_environments.counterpart(name)
+    if loop == "fused":
+        raise TreadleError(
+            f"--loop fused needs a world in JAX, and '{name}' is not one of them ({', '.join(worlds.names())}). "
+            "Leave --loop out, and the host loop serves it."
+        )
+    if name in worlds and counterpart is None:
+        raise TreadleError(f"--loop host needs '{name}' in Gymnasium, which has no such environment.")
+    if counterpart is None and ":" not in name:
+        known = worlds.names() + host_environments.known_ids()
+        raise UnknownName(
+            f"there is no environment '{name}', neither in Treadle nor in Gymnasium.{nearest(name, known)} "
+            "`treadle list` shows Treadle's worlds; a Gymnasium environment of your own is registered by the file "
+            "that --import names."
+        )
+    return host
+
+
+def make_trainer(
+    algorithm: Algorithm,
+    environment: Any,
+    total_timesteps: int,
+    seed: int = 0,
+    num_seeds: int = 1,
+    loop: LoopName = "auto",
+) -> Trainer:
+    """The loop that serves, with `num_seeds` fresh seeds. Settings and spaces are checked first.
+
+    Raises `InvalidSetting`, `UnsupportedSpace`, `UnknownName` or another `TreadleError`.
+    """
+    if num_seeds < 1:
+        raise InvalidSetting(f"seeds (--seeds) was {num_seeds}; it must be at least 1.")
+    if not 1 <= total_timesteps < 2**31:
+        raise InvalidSetting(
+            f"total_timesteps (--total-timesteps) was {total_timesteps}; it must be between 1 and 2^31 - 1."
+        )
+    algorithm.check()
+    world = resolve(environment, loop)
+    prepared = as_float32(algorithm.prepared())
+    if isinstance(world, Environment):
+        algorithm.check(make_spec(algorithm, world, total_timesteps))
+        return FusedSeeds(prepared, as_float32(world), total_timesteps, seed, num_seeds)
+
+    first = world(algorithm.num_envs)
+    algorithm.check(host_spec(algorithm, first, total_timesteps))
+    opened = [first]
+
+    def make_environments() -> GymnasiumEnvironments:
+        return opened.pop() if opened else world(algorithm.num_envs)
+
+    return HostSeeds(prepared, make_environments, total_timesteps, seed, num_seeds)
+
+
+def evaluation_environment(environment: Any, num_envs: int, **options: Any) -> Environment | GymnasiumEnvironments:
+    """Gymnasium's own environment where the world has a counterpart there, else the training world."""
+    if isinstance(environment, str):
+        task = evaluated_as(environment)
+        name = host_environments.counterpart(task)
+        if name is not None or ":" in task:
+            return GymnasiumEnvironments(name or task, num_envs, **options)
+    world = resolve(environment)
+    return as_float32(world) if isinstance(world, Environment) else world(num_envs, **options)
+
+
+def evaluated_as(name: str) -> str:
+    """The name of the task in which agents trained in `name` are evaluated: another only for shaped rewards."""
+    if name not in registry.environments:
+        return name
+    return getattr(registry.environments.make(name), "evaluated_as", None) or name

@@ -1,0 +1,127 @@
+"""Evaluation: greedy episodes with their own randomness, which never change training."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, PyTree
+
+from treadle.algorithms.base import Algorithm
+from treadle.environments.base import Environment
+from treadle.environments.gymnasium import GymnasiumEnvironments
+from treadle.loops.execution import compile_small
+from treadle.loops.host import host_spec
+from treadle.loops.rollout import make_spec
+from treadle.loops.seeding import host_seed, purpose
+from treadle.types import select
+
+STEP_LIMIT = 10_000
+"""Where an environment has no time limit, an evaluation episode is cut after this many steps."""
+
+
+class Evaluation(NamedTuple):
+    """Undiscounted, unscaled returns and lengths of the episodes."""
+
+    returns: Float[np.ndarray, " N"]
+    lengths: Int[np.ndarray, " N"]
+
+
+def evaluate(
+    algorithm: Algorithm,
+    policy: PyTree,
+    environment: Environment | GymnasiumEnvironments,
+    episodes: int,
+    key: Array,
+    each_step: Callable[[GymnasiumEnvironments], None] | None = None,
+) -> Evaluation:
+    """`episodes` greedy episodes.
+
+    Which environment of a vector plays how many episodes is fixed beforehand: taking whichever finish first would
+    favour short episodes. `each_step` is called with host environments before each of their steps.
+    """
+    key = purpose(key, "evaluate")
+    if isinstance(environment, GymnasiumEnvironments):
+        return _evaluate_host(algorithm, policy, environment, episodes, key, each_step)
+    returns, lengths = _evaluate_jax(algorithm, policy, environment, episodes, key)
+    return Evaluation(np.asarray(returns), np.asarray(lengths))
+
+
+def _evaluate_host(
+    algorithm: Algorithm,
+    policy: PyTree,
+    environments: GymnasiumEnvironments,
+    episodes: int,
+    key: Array,
+    each_step: Callable[[GymnasiumEnvironments], None] | None,
+) -> Evaluation:
+    num_envs = environments.num_envs
+    quota = np.full(num_envs, episodes // num_envs)
+    quota[: episodes % num_envs] += 1
+    limit = environments.max_episode_steps or STEP_LIMIT
+    spec = dataclasses.replace(host_spec(algorithm, environments, 0), num_envs=num_envs)
+    fresh = carry = algorithm.init_carry(spec)
+
+    finished: list[list[tuple[float, int]]] = [[] for _ in range(num_envs)]
+    obs = environments.reset(host_seed(key))
+    returns, lengths, number = np.zeros(num_envs), np.zeros(num_envs, int), 0
+    while any(len(f) < q for f, q in zip(finished, quota, strict=True)):
+        if each_step is not None:
+            each_step(environments)
+        action, carry = _greedy(algorithm, policy, carry, obs, jax.random.fold_in(key, number))
+        step = environments.step(np.asarray(action))
+        live = np.ones(num_envs, bool) if step.valid is None else step.valid
+        returns += np.where(live, step.reward, 0.0)
+        lengths += live
+        overlong = live & (lengths >= limit)
+        ended = (step.terminated | step.truncated) & live
+        for i in np.flatnonzero(ended | overlong):
+            if len(finished[i]) < quota[i]:
+                finished[i].append((float(returns[i]), int(lengths[i])))
+            returns[i], lengths[i] = 0.0, 0
+        restarted = ended if step.valid is None else ended | ~step.valid
+        carry = select(jnp.asarray(restarted), fresh, carry)
+        obs, number = step.obs, number + 1
+    flat = [episode for episodes_of_one in finished for episode in episodes_of_one]
+    return Evaluation(
+        np.asarray([r for r, _ in flat], np.float32),
+        np.asarray([n for _, n in flat], np.int32),
+    )
+
+
+@compile_small
+def _greedy(algorithm: Algorithm, policy: PyTree, carry: Any, obs: Any, key: Array) -> tuple[Any, Any]:
+    action, carry, _ = algorithm.act(policy, carry, obs, key, explore=False)
+    return action, carry
+
+
+def _jax_episodes(algorithm, policy, environment, episodes, key):
+    """All episodes side by side, one in each environment, until the last has ended."""
+    limit = environment.max_episode_steps or STEP_LIMIT
+    spec = dataclasses.replace(make_spec(algorithm, environment, 0), num_envs=episodes)
+    env_state, obs = jax.vmap(environment.reset)(jax.random.split(purpose(key, "reset"), episodes))
+
+    def going(loop):
+        return jnp.any(loop[3])
+
+    def one_step(loop):
+        env_state, obs, carry, alive, returns, lengths, number = loop
+        act_key, step_key = jax.random.split(jax.random.fold_in(key, number))
+        action, carry, _ = algorithm.act(policy, carry, obs, act_key, explore=False)
+        env_state, step = jax.vmap(environment.step)(env_state, action, jax.random.split(step_key, episodes))
+        returns, lengths = returns + alive * step.reward, lengths + alive
+        alive = alive & ~step.terminated & (lengths < limit)
+        return env_state, step.obs, carry, alive, returns, lengths, number + 1
+
+    zeros = jnp.zeros(episodes)
+    carry = algorithm.init_carry(spec)
+    loop = (env_state, obs, carry, zeros == 0, zeros, zeros.astype(jnp.int32), jnp.zeros((), jnp.int32))
+    loop = jax.lax.while_loop(going, one_step, loop)
+    return loop[4], loop[5]
+
+
+_evaluate_jax = compile_small(_jax_episodes, static_argnums=3)

@@ -1,0 +1,61 @@
+"""How compiled programs are laid out on this machine."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+
+def use_all_cores() -> None:
+    """Let JAX see every core of a CPU as a device of its own, so that seeds run side by side.
+
+    To be called before JAX is first used; afterwards it changes nothing. A number of devices that the user chose
+    (`JAX_NUM_CPU_DEVICES`) stays.
+    """
+    if jax.config.jax_num_cpu_devices > 0:  # pyright: ignore[reportAttributeAccessIssue]
+        return
+    try:
+        jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
+    except RuntimeError:
+        pass
+
+
+def compiler_options() -> dict[str, Any] | None:
+    """XLA options for programs of many small operations.
+
+    On a CPU, handing one operation after another to a pool of threads costs more than it gains: with one thread a
+    device and operations in sequence, a step of DQN on CartPole takes 30 microseconds instead of 40.
+    """
+    if jax.default_backend() != "cpu":
+        return None
+    return {
+        "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
+        "xla_cpu_multi_thread_eigen": False,
+    }
+
+
+def compile_small(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+    """`jax.jit` for such programs; the backend is looked up at the first call, not at import."""
+
+    @functools.cache
+    def jitted() -> Callable[..., Any]:
+        return jax.jit(function, compiler_options=compiler_options(), **options)
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return jitted()(*args, **kwargs)
+
+    call.jitted = jitted  # type: ignore[attr-defined]
+    return call
+
+
+def seed_mesh(num_seeds: int) -> Mesh:
+    """As many devices as seeds, as far as there are."""
+    devices = jax.devices()
+    return Mesh(np.asarray(devices[: max(1, min(num_seeds, len(devices)))]), ("seeds",))

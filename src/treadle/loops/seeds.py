@@ -1,0 +1,131 @@
+"""The fused loop for many seeds, sharded over devices.
+
+On a CPU each device runs its seeds in turn (`lax.map`): a `vmap` would turn every `cond` into a `select` that runs
+both branches. On an accelerator each device runs its seeds side by side (`vmap`), with counters shared by all seeds
+so that their `cond`s stay branches.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import PyTree
+
+from treadle.algorithms.base import Algorithm
+from treadle.environments.base import Environment
+from treadle.loops import fused
+from treadle.loops.execution import compiler_options, seed_mesh
+from treadle.loops.fused import Record, TrainState
+from treadle.loops.rollout import make_spec
+from treadle.loops.seeding import seed_key
+from treadle.types import Counter
+
+Layout = Literal["map", "vmap"]
+
+
+class FusedSeeds:
+    """Training of `num_seeds` seeds in a JAX world, a chunk of updates at a time.
+
+    `state` is the `TrainState` of all seeds, stacked along a leading axis.
+    """
+
+    exact_resume = True
+
+    def __init__(
+        self,
+        algorithm: Algorithm,
+        environment: Environment,
+        total_timesteps: int,
+        seed: int = 0,
+        num_seeds: int = 1,
+        layout: Layout | None = None,
+    ):
+        self.algorithm, self.environment = algorithm, environment
+        self.num_seeds = num_seeds
+        self.spec = make_spec(algorithm, environment, total_timesteps)
+        self._mesh = seed_mesh(num_seeds)
+        self._layout: Layout = layout or ("map" if jax.default_backend() == "cpu" else "vmap")
+        keys = jnp.stack([seed_key(seed, i) for i in self._padded(list(range(num_seeds)))])
+        init = _compiled_init(self._mesh)
+        self._state = init(algorithm, environment, jax.device_put(keys, self._sharding), total_timesteps)
+
+    @property
+    def state(self) -> TrainState:
+        return jax.tree.map(lambda x: x[: self.num_seeds], self._state)
+
+    def restore(self, state: TrainState) -> None:
+        """Go on from a state as `state` returned it."""
+        padded = jax.tree.map(lambda x: x[jnp.asarray(self._padded(list(range(self.num_seeds))))], state)
+        self._state = jax.device_put(padded, self._sharding)
+
+    def advance(self, num_updates: int) -> Record:
+        """`num_updates` rounds of every seed: metrics `[S, N]`, episodes `[S, N, T, B]`, as NumPy arrays."""
+        step = _compiled_advance(self._mesh, self._layout)
+        self._state, record = step(self.algorithm, self.environment, self._state, num_updates)
+        return jax.device_get(jax.tree.map(lambda x: x[: self.num_seeds], record))
+
+    def policies(self) -> PyTree:
+        """What acting greedily needs, of all seeds."""
+        return self.algorithm.policy(self.state.algorithm)
+
+    def close(self) -> None:
+        """Nothing to release."""
+
+    @property
+    def _sharding(self) -> NamedSharding:
+        return NamedSharding(self._mesh, P("seeds"))
+
+    def _padded(self, indices: list[int]) -> list[int]:
+        """Repeat the last seed until the devices divide their number."""
+        return indices + [indices[-1]] * (-len(indices) % self._mesh.size)
+
+
+@functools.cache
+def _compiled_init(mesh: Mesh) -> Any:
+    def init(algorithm, environment, keys, total_timesteps):
+        def many(algorithm, environment, keys):
+            return jax.lax.map(lambda key: fused.init(algorithm, environment, key, total_timesteps), keys)
+
+        return _sharded(many, mesh)(algorithm, environment, keys)
+
+    return jax.jit(init, static_argnums=3, compiler_options=compiler_options())
+
+
+@functools.cache
+def _compiled_advance(mesh: Mesh, layout: Layout) -> Any:
+    def advance(algorithm, environment, states, num_updates):
+        def many(algorithm, environment, states):
+            def one(state):
+                return fused.advance(algorithm, environment, state, num_updates)
+
+            return jax.lax.map(one, states) if layout == "map" else side_by_side(one, states)
+
+        return _sharded(many, mesh)(algorithm, environment, states)
+
+    return jax.jit(advance, static_argnums=3, donate_argnums=2, compiler_options=compiler_options())
+
+
+def _sharded(function: Any, mesh: Mesh) -> Any:
+    return jax.shard_map(function, mesh=mesh, in_specs=(P(), P(), P("seeds")), out_specs=P("seeds"), check_vma=False)
+
+
+def side_by_side(advance_one: Any, states: TrainState) -> tuple[TrainState, Record]:
+    """`vmap` over stacked states that keeps their counters unbatched."""
+    num_seeds = jax.tree.leaves(states)[0].shape[0]
+
+    def is_counter(x: Any) -> bool:
+        return isinstance(x, Counter)
+
+    axes = jax.tree.map(lambda x: None if is_counter(x) else 0, states, is_leaf=is_counter)
+    shared = jax.tree.map(lambda x: Counter(x.value[0]) if is_counter(x) else x, states, is_leaf=is_counter)
+    final, record = jax.vmap(advance_one, in_axes=(axes,), out_axes=(axes, 0))(shared)
+    return jax.tree.map(lambda x: _repeat(x, num_seeds) if is_counter(x) else x, final, is_leaf=is_counter), record
+
+
+def _repeat(counter: Counter, count: int) -> Counter:
+    return Counter(jnp.broadcast_to(counter.value, (count,)))

@@ -1,0 +1,54 @@
+"""Gradient steps: Optax's optimisers, with clipping in front and the learning rate applied behind.
+
+The learning rate is an argument of the step and not of the optimiser, so that it can be a leaf of the algorithm
+(changing it compiles nothing anew) and can follow environment steps rather than gradient steps.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, TypeVar
+
+import jax
+import optax
+from jaxtyping import Array, Float, PyTree
+
+Optimiser = Literal["adam", "rmsprop", "sgd"]
+
+T = TypeVar("T")
+
+
+def make(
+    name: Optimiser,
+    max_grad_norm: float | Array | None = None,
+    max_grad_value: float | Array | None = None,
+    eps: float = 1e-8,
+) -> optax.GradientTransformation:
+    """An optimiser of unit learning rate behind clipping by global norm (over all parameters together, Pascanu et al.
+    2013) and by value (each element), whichever are given.
+
+    `adam`: Kingma and Ba (2015). `rmsprop`: Tieleman and Hinton (2012), decay 0.99. `sgd`: the gradient itself.
+    """
+    parts = []
+    if max_grad_norm is not None:
+        parts.append(optax.clip_by_global_norm(max_grad_norm))  # pyright: ignore[reportArgumentType]
+    if max_grad_value is not None:
+        parts.append(optax.clip(max_grad_value))  # pyright: ignore[reportArgumentType]
+    rules = {
+        "adam": lambda: optax.scale_by_adam(eps=eps),
+        "rmsprop": lambda: optax.scale_by_rms(decay=0.99, eps=eps),
+        "sgd": optax.identity,
+    }
+    return optax.chain(*parts, rules[name]())
+
+
+def descend(
+    optimiser: optax.GradientTransformation,
+    parameters: T,
+    opt_state: optax.OptState,
+    gradients: PyTree,
+    learning_rate: Float[Array, ""] | float,
+) -> tuple[T, optax.OptState]:
+    """One step against the gradients."""
+    updates, opt_state = optimiser.update(gradients, opt_state, parameters)  # pyright: ignore[reportArgumentType]
+    parameters = jax.tree.map(lambda p, u: p - learning_rate * u, parameters, updates)
+    return parameters, opt_state

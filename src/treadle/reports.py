@@ -1,0 +1,151 @@
+"""What the command line shows of a run: evaluation, learning curve, and the list of what there is."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Array, PyTree
+
+from treadle import metrics, registry, settings, study
+from treadle.algorithms.base import Algorithm
+from treadle.environments.gymnasium import GymnasiumEnvironments
+from treadle.errors import InvalidSetting, TreadleError
+from treadle.loops import evaluate as evaluation
+from treadle.loops.choose import evaluation_environment
+from treadle.loops.seeding import purpose, seed_key
+from treadle.run import Run
+
+EVALUATION_ENVIRONMENTS = 10
+LONGEST_DRAWING = 1_000
+
+
+def evaluate(
+    run: Run, episodes: int = 20, seed: int = 0, checkpoint: Path | None = None, render: str | None = None
+) -> np.ndarray:
+    """Evaluate every seed of a run, print a table, and keep the numbers in `evaluation.json`.
+
+    Returns the returns `[S, episodes]`. Each seed's evaluation has a key of its own.
+    """
+    if episodes < 1:
+        raise InvalidSetting(f"episodes (--episodes) was {episodes}; it must be at least 1.")
+    if render is not None and not render.endswith(".gif"):
+        raise InvalidSetting(f"--render was given {render}; it must name a .gif file.")
+    trainer = run.trainer()
+    step = run.restore(trainer, checkpoint)
+    policies = trainer.policies()
+    algorithm = trainer.algorithm
+    trainer.close()
+    world = evaluation_environment(run.info["environment"], min(episodes, EVALUATION_ENVIRONMENTS))
+    key = purpose(seed_key(seed), "evaluation")
+    scores = []
+    for index in range(run.config.seeds):
+        policy = jax.tree.map(lambda x, i=index: x[i], policies)
+        found = evaluation.evaluate(algorithm, policy, world, episodes, jax.random.fold_in(key, index))
+        scores.append(np.asarray(found.returns))
+    returns = np.stack(scores)
+    where = f"Gymnasium's {world.name}" if isinstance(world, GymnasiumEnvironments) else run.info["environment"]
+    _show_evaluation(run, returns, step, where)
+    if isinstance(world, GymnasiumEnvironments):
+        world.close()
+    if render is not None:
+        best = int(np.argmax(returns.mean(axis=1)))
+        policy = jax.tree.map(lambda x: x[best], policies)
+        path = draw_episode(run, algorithm, policy, Path(render), jax.random.fold_in(key, best))
+        print(f"Drawing of seed {best}: {path}")
+    return returns
+
+
+def _show_evaluation(run: Run, returns: np.ndarray, step: int, where: str) -> None:
+    from rich.console import Console
+
+    per_seed = returns.mean(axis=1)
+    rows = [
+        {"seed": i, "mean": float(r.mean()), "sd": float(r.std()), "minimum": float(r.min()), "maximum": float(r.max())}
+        for i, r in enumerate(returns)
+    ]
+    summary = study.summarise(per_seed)
+    Console().print(study.table(rows, summary, title=f"{returns.shape[1]} greedy episodes a seed in {where}"))
+    print(summary.sentence())
+    content = {
+        "environment": where,
+        "step": step,
+        "episodes": int(returns.shape[1]),
+        "returns": returns.tolist(),
+        "per_seed": per_seed.tolist(),
+        "summary": summary._asdict(),
+    }
+    path = run.folder / "evaluation.json"
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def draw_episode(run: Run, algorithm: Algorithm, policy: PyTree, path: Path, key: Array) -> Path:
+    """One greedy episode as a GIF of the environment's own frames.
+
+    Raises `TreadleError` where the environment draws no frames.
+    """
+    from PIL import Image
+
+    try:
+        world = evaluation_environment(run.info["environment"], 1, render_mode="rgb_array")
+    except TreadleError as error:
+        raise TreadleError(f"{run.info['environment']} cannot be drawn: {error}") from None
+    if not isinstance(world, GymnasiumEnvironments):
+        raise TreadleError(f"{run.info['environment']} has no drawing yet: only Gymnasium's environments are drawn.")
+    frames: list[Any] = []
+
+    def keep(environments: GymnasiumEnvironments) -> None:
+        if len(frames) < LONGEST_DRAWING:
+            frames.append(Image.fromarray(np.asarray(environments.render()[0])))
+
+    try:
+        evaluation.evaluate(algorithm, policy, world, 1, key, each_step=keep)
+    finally:
+        world.close()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=20, loop=0, optimize=False)
+    return path
+
+
+def plot(run: Run, path: Path | None = None) -> Path:
+    """Draw the learning curve from the episodes of training."""
+    records = metrics.read(run.folder)
+    target = path or run.folder / "figures" / "learning_curve.png"
+    if not any("episode_return" in record for record in records):
+        raise TreadleError(f"{run.folder} has no finished episode yet, so there is nothing to draw.")
+    curves = study.learning_curves(records)
+    title = f"{run.info['algorithm']} in {run.info['environment']}, {run.config.seeds} seeds"
+    return study.plot_learning_curve(curves, target, title)
+
+
+def show_list() -> None:
+    """Print the algorithms, the worlds and the presets."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    algorithms = Table("algorithm", "what it is", title="Algorithms", title_justify="left")
+    for name, (cls, _) in registry.algorithms.entries().items():
+        algorithms.add_row(name, _first_line(cls))
+    worlds = Table("environment", "what it is", title="Worlds in JAX", title_justify="left")
+    for name, (cls, _) in registry.environments.entries().items():
+        worlds.add_row(name, _first_line(cls))
+    tuned = Table("algorithm", "environment", "preset", "what it is", title="Presets", title_justify="left")
+    for p in settings.presets():
+        tuned.add_row(p.algorithm, p.environment, p.name, p.about)
+    for table in (algorithms, worlds, tuned):
+        console.print(table)
+    console.print("Besides these, any Gymnasium environment by its own name, through the host loop.")
+
+
+def _first_line(cls: type) -> str:
+    import sys
+
+    module = sys.modules[cls.__module__].__doc__ or cls.__doc__ or ""
+    return module.strip().splitlines()[0] if module.strip() else ""

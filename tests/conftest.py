@@ -1,0 +1,22 @@
+"""What every test shares: two host devices, a compilation cache, and Hypothesis without a clock."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import jax
+from hypothesis import settings
+
+CACHE = Path(__file__).resolve().parent.parent / ".jax_cache"
+
+# Before any array is made, since making one starts the backend.
+jax.config.update("jax_num_cpu_devices", 2)
+jax.config.update("jax_compilation_cache_dir", str(CACHE))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+# Compiling inside an example would break any deadline, and continuous integration must not fail by chance.
+settings.register_profile("local", deadline=None, max_examples=50)
+settings.register_profile("ci", deadline=None, max_examples=50, derandomize=True)
+settings.load_profile("ci" if os.environ.get("CI") else "local")

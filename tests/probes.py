@@ -1,0 +1,200 @@
+"""Probe worlds: each asks one question of an algorithm, and its action values are known exactly.
+
+A learner that fails the first of them cannot fit a constant; one that fails a later one only cannot do what that
+world adds. All are deterministic given observation and action, with float32 observations and two actions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from treadle.registry import as_tree
+from treadle.spaces import Box, Discrete
+from treadle.types import Step
+
+Observation = Float[Array, "1"]
+
+
+class _TwoActions:
+    """What all probes share: observations of `width` numbers in [-1, 1], two actions, no time limit unless set."""
+
+    name: ClassVar[str]
+    width: ClassVar[int] = 1
+
+    max_episode_steps: int | None = None
+
+    @property
+    def observation_space(self) -> Box:
+        return Box(-1.0, 1.0, (self.width,))
+
+    @property
+    def action_space(self) -> Discrete:
+        return Discrete(2)
+
+
+def _sign(key: Array) -> Observation:
+    return jax.random.rademacher(key, (1,), jnp.float32)
+
+
+@as_tree
+class ConstantReward(_TwoActions):
+    """Can it fit a constant? One observation, one step, reward 1: every value is 1."""
+
+    name: ClassVar[str] = "constant-reward"
+
+    def reset(self, key: Array) -> tuple[Observation, Observation]:
+        return jnp.zeros(1), jnp.zeros(1)
+
+    def step(self, state: Observation, action: Int[Array, ""], key: Array) -> tuple[Observation, Step]:
+        return state, Step(state, jnp.ones(()), jnp.array(True))
+
+
+@as_tree
+class ObservationDependentReward(_TwoActions):
+    """Does it look at the observation? -1 or 1 at random, one step, the reward equals it, and so does the value."""
+
+    name: ClassVar[str] = "observation-dependent-reward"
+
+    def reset(self, key: Array) -> tuple[Observation, Observation]:
+        obs = _sign(key)
+        return obs, obs
+
+    def step(self, state: Observation, action: Int[Array, ""], key: Array) -> tuple[Observation, Step]:
+        return state, Step(state, state[0], jnp.array(True))
+
+
+@as_tree
+class DiscountedReward(_TwoActions):
+    """Does it bootstrap and discount? Observation 0, then 1, and a reward of 1 at the end: values gamma, then 1."""
+
+    name: ClassVar[str] = "discounted-reward"
+
+    def reset(self, key: Array) -> tuple[Observation, Observation]:
+        return jnp.zeros(1), jnp.zeros(1)
+
+    def step(self, state: Observation, action: Int[Array, ""], key: Array) -> tuple[Observation, Step]:
+        return jnp.ones(1), Step(jnp.ones(1), state[0], state[0] == 1)
+
+
+@as_tree
+class ActionDependentReward(_TwoActions):
+    """Does it tell actions apart? One observation, one step: -1 for action 0, 1 for action 1."""
+
+    name: ClassVar[str] = "action-dependent-reward"
+
+    def reset(self, key: Array) -> tuple[Observation, Observation]:
+        return jnp.zeros(1), jnp.zeros(1)
+
+    def step(self, state: Observation, action: Int[Array, ""], key: Array) -> tuple[Observation, Step]:
+        return state, Step(state, 2.0 * action - 1.0, jnp.array(True))
+
+
+@as_tree
+class ObservationAndActionDependentReward(_TwoActions):
+    """Does it put the two together? -1 or 1 at random, one step: 1 if action 1 met 1 or action 0 met -1, else -1."""
+
+    name: ClassVar[str] = "observation-and-action-dependent-reward"
+
+    def reset(self, key: Array) -> tuple[Observation, Observation]:
+        obs = _sign(key)
+        return obs, obs
+
+    def step(self, state: Observation, action: Int[Array, ""], key: Array) -> tuple[Observation, Step]:
+        return state, Step(state, state[0] * (2.0 * action - 1.0), jnp.array(True))
+
+
+@as_tree
+class TruncationAgainstTermination(_TwoActions):
+    """Does it know why an episode ended? Observations -1, 0, 1 in turn, reward 1 a step, three steps an episode.
+
+    Whether the third step terminates or the time limit truncates, a learner sees the same observations and rewards,
+    -1 after the last step included; only the flags differ. Truncated, every value is 1 / (1 - gamma), because the
+    task goes on; terminated, they are 1 + gamma + gamma^2, 1 + gamma and 1.
+    """
+
+    name: ClassVar[str] = "truncation-against-termination"
+
+    terminates: bool = False
+    max_episode_steps: int | None = 3
+
+    def reset(self, key: Array) -> tuple[Int[Array, ""], Observation]:
+        return jnp.zeros((), jnp.int32), -jnp.ones(1)
+
+    def step(self, state: Int[Array, ""], action: Int[Array, ""], key: Array) -> tuple[Int[Array, ""], Step]:
+        state = (state + 1) % 3
+        obs = state.astype(jnp.float32)[None] - 1.0
+        return state, Step(obs, jnp.ones(()), (state == 0) & self.terminates)
+
+
+@as_tree
+class ShortCorridor(_TwoActions):
+    """Can it find its way? Four cells, one-hot; 1 goes right, 0 left or against the wall; reward 1 in the last cell.
+
+    Episodes start in any of the first three cells, so that all are visited whatever the policy.
+    """
+
+    name: ClassVar[str] = "short-corridor"
+    width: ClassVar[int] = 4
+
+    max_episode_steps: int | None = 20
+
+    def reset(self, key: Array) -> tuple[Int[Array, ""], Float[Array, "4"]]:
+        cell = jax.random.randint(key, (), 0, 3, jnp.int32)
+        return cell, jax.nn.one_hot(cell, 4)
+
+    def step(self, state: Int[Array, ""], action: Int[Array, ""], key: Array) -> tuple[Int[Array, ""], Step]:
+        cell = jnp.clip(state + 2 * action.astype(jnp.int32) - 1, 0, 3)
+        arrived = cell == 3
+        return cell, Step(jax.nn.one_hot(cell, 4), arrived.astype(jnp.float32), arrived)
+
+
+class Probe(NamedTuple):
+    """A world, and the optimal action values of every observation in which an action is taken.
+
+    `values(gamma)` gives observations `[N, width]` and, for each, the values of both actions `[N, 2]`.
+    """
+
+    name: str
+    environment: Any
+    values: Callable[[float], tuple[np.ndarray, np.ndarray]]
+
+
+def _probe(environment: Any, table: Callable[[float], dict[Any, tuple[float, float]]], suffix: str = "") -> Probe:
+    """From a table of gamma: observation (a number, or a tuple) to the values of both actions."""
+
+    def values(gamma: float) -> tuple[np.ndarray, np.ndarray]:
+        rows = table(gamma)
+        obs = np.array(list(rows), np.float32).reshape(len(rows), -1)
+        return obs, np.array(list(rows.values()), np.float32)
+
+    return Probe(environment.name + suffix, environment, values)
+
+
+def _corridor_values(g: float) -> dict[Any, tuple[float, float]]:
+    return {(1, 0, 0, 0): (g**3, g**2), (0, 1, 0, 0): (g**3, g), (0, 0, 1, 0): (g**2, 1)}
+
+
+def _endless(g: float) -> dict[Any, tuple[float, float]]:
+    return dict.fromkeys((-1, 0, 1), (1 / (1 - g), 1 / (1 - g)))
+
+
+def _three_steps(g: float) -> dict[Any, tuple[float, float]]:
+    return {-1: (1 + g + g**2, 1 + g + g**2), 0: (1 + g, 1 + g), 1: (1, 1)}
+
+
+PROBES = [
+    _probe(ConstantReward(), lambda g: {0: (1, 1)}),
+    _probe(ObservationDependentReward(), lambda g: {-1: (-1, -1), 1: (1, 1)}),
+    _probe(DiscountedReward(), lambda g: {0: (g, g), 1: (1, 1)}),
+    _probe(ActionDependentReward(), lambda g: {0: (-1, 1)}),
+    _probe(ObservationAndActionDependentReward(), lambda g: {-1: (1, -1), 1: (-1, 1)}),
+    _probe(TruncationAgainstTermination(), _endless, ", truncated"),
+    _probe(TruncationAgainstTermination(terminates=True), _three_steps, ", terminated"),  # pyright: ignore[reportCallIssue]
+    _probe(ShortCorridor(), _corridor_values),
+]
