@@ -8,13 +8,18 @@ from pathlib import Path
 import jax
 from hypothesis import settings
 
-CACHE = Path(__file__).resolve().parent.parent / ".jax_cache"
+# Small programs are cached too. In the environment, so that commands which tests start share the cache.
+CACHE = {
+    "jax_compilation_cache_dir": str(Path(__file__).resolve().parent.parent / ".jax_cache"),
+    "jax_persistent_cache_min_compile_time_secs": 0.0,
+    "jax_persistent_cache_min_entry_size_bytes": -1,
+}
+for name, value in CACHE.items():
+    os.environ[name.upper()] = str(value)
+    jax.config.update(name, value)
 
 # Before any array is made, since making one starts the backend.
 jax.config.update("jax_num_cpu_devices", 2)
-jax.config.update("jax_compilation_cache_dir", str(CACHE))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 # Compiling inside an example would break any deadline, and continuous integration must not fail by chance.
 settings.register_profile("local", deadline=None, max_examples=50)

@@ -195,6 +195,6 @@ PROBES = [
     _probe(ActionDependentReward(), lambda g: {0: (-1, 1)}),
     _probe(ObservationAndActionDependentReward(), lambda g: {-1: (1, -1), 1: (-1, 1)}),
     _probe(TruncationAgainstTermination(), _endless, ", truncated"),
-    _probe(TruncationAgainstTermination(terminates=True), _three_steps, ", terminated"),  # pyright: ignore[reportCallIssue]
+    _probe(TruncationAgainstTermination(terminates=True), _three_steps, ", terminated"),
     _probe(ShortCorridor(), _corridor_values),
 ]

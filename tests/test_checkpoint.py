@@ -125,7 +125,8 @@ def test_wide_leaves_and_foreign_layouts_of_numpy_keep_their_values(path):
     restored, _ = load(path, tree)
     for name, value in tree.items():
         np.testing.assert_array_equal(np.asarray(restored[name]), value)
-    assert restored["count"].dtype == np.int64 and restored["mean"].dtype == np.float64
+    assert restored["count"].dtype == np.int64
+    assert restored["mean"].dtype == np.float64
 
 
 dtypes = st.sampled_from(
@@ -384,7 +385,9 @@ def test_a_write_stopped_by_the_system_keeps_the_former_checkpoint(path):
         """,
         path,
     )
-    assert "File too large" in said and "needs 4.0 MB" in said and "untouched" in said
+    assert "File too large" in said
+    assert "needs 4.0 MB" in said
+    assert "untouched" in said
     assert load(path, {"w": np.zeros(10, np.float32)})[1] == {"step": 1}
     assert os.listdir(path.parent) == [path.name]
 
@@ -421,7 +424,8 @@ def test_kill_9_at_any_moment_leaves_a_checkpoint_that_loads(path):
     seen = set()
     for round in range(rounds):
         tree, metadata = load(path.with_name(f"after-{round}"), like)
-        assert (np.asarray(tree["a"]) == metadata["step"]).all() and (np.asarray(tree["b"]) == metadata["step"]).all()
+        assert (np.asarray(tree["a"]) == metadata["step"]).all()
+        assert (np.asarray(tree["b"]) == metadata["step"]).all()
         seen.add(metadata["step"])
     assert seen != {0}
     save(path, like, {})

@@ -41,7 +41,8 @@ class Agent:
 
     def __init__(self, algorithm: Algorithm, environment: Any, seed: int = 0, loop: LoopName = "auto"):
         algorithm.check()
-        self.algorithm, self.environment, self.seed, self.loop = algorithm, environment, seed, loop
+        self.algorithm, self.environment, self.seed = algorithm, environment, seed
+        self.loop: LoopName = loop
         self.step = 0
         self._trainer: Trainer | None = None
         self._policy: PyTree | None = None

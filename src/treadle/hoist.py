@@ -22,8 +22,10 @@ T = TypeVar("T")
 def scan(body: Callable[[C, Any], tuple[C, Any]], init: C, xs: PyTree) -> tuple[C, Any]:
     """`jax.lax.scan(body, init, xs)` with the work that depends only on the PRNG keys in `xs` done before the loop.
 
-    Returns what `jax.lax.scan` returns.
+    Returns what `jax.lax.scan` returns, and refuses what it refuses.
     """
+    if not any(_is_key(x) and x.size for x in jax.tree.leaves(xs)):
+        return jax.lax.scan(body, init, xs)
     first = jax.tree.map(lambda x: jax.eval_shape(lambda y: y[0], x), xs)
     closed, out_shape = jax.make_jaxpr(body, return_shape=True)(init, first)
     out_tree = jax.tree.structure(out_shape)
@@ -32,7 +34,7 @@ def scan(body: Callable[[C, Any], tuple[C, Any]], init: C, xs: PyTree) -> tuple[
     num_carry = len(flat_init)
 
     early, late, frontier = _split(closed.jaxpr, closed.jaxpr.invars[num_carry:])
-    if not frontier:
+    if not frontier or not _carries_on(init, closed, out_shape):
         return jax.lax.scan(body, init, xs)
     keys = [i for i, x in enumerate(flat_xs) if _is_key(x)]
     drawn = jax.vmap(_function(closed.jaxpr, early, [closed.jaxpr.invars[num_carry + i] for i in keys], frontier))(
@@ -99,5 +101,17 @@ def _function(jaxpr, equations, inputs, outputs):
     return jex_core.jaxpr_as_fun(jex_core.ClosedJaxpr(part, []))
 
 
+def _carries_on(init: PyTree, closed: jex_core.ClosedJaxpr, out_shape: Any) -> bool:
+    """Whether a scan's body returns a carry like the one it took. Where not, `jax.lax.scan` can promote the first
+    carry or say what is wrong; the traced body cannot."""
+    if not isinstance(out_shape, tuple) or len(out_shape) != 2:
+        return False
+    if jax.tree.structure(out_shape[0]) != jax.tree.structure(init):
+        return False
+    num_carry = len(jax.tree.leaves(init))
+    types = [[(x.shape, x.dtype) for x in avals[:num_carry]] for avals in (closed.in_avals, closed.out_avals)]
+    return types[0] == types[1]
+
+
 def _is_key(x: Any) -> bool:
-    return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+    return hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)

@@ -142,7 +142,7 @@ class _Leaf(NamedTuple):
 
 @dataclass(frozen=True)
 class Layout:
-    """Where each leaf of a transition lies in its row: 8-bit arrays among the bytes, all else among the words."""
+    """Where each leaf of a transition lies in its row: uint8 among the bytes, all else among the words."""
 
     treedef: Any
     leaves: tuple[_Leaf, ...]
@@ -156,7 +156,7 @@ class Layout:
         places, counts = [], {True: 0, False: 0}
         for leaf in leaves:
             dtype = jnp.asarray(leaf).dtype
-            is_bytes = dtype == jnp.uint8 and jnp.ndim(leaf) > 0
+            is_bytes = dtype == jnp.uint8
             if not is_bytes and dtype.itemsize != 4 and dtype != jnp.bool_:
                 raise TypeError(f"replay memory holds 32-bit, bool and uint8 arrays; it was given {dtype}.")
             start = counts[is_bytes]

@@ -41,6 +41,11 @@ def make(
     return optax.chain(*parts, rules[name]())
 
 
+def start(optimiser: optax.GradientTransformation, parameters: PyTree) -> optax.OptState:
+    """The optimiser's state before the first step."""
+    return optimiser.init(parameters)
+
+
 def descend(
     optimiser: optax.GradientTransformation,
     parameters: T,

@@ -36,6 +36,7 @@ class Registry:
         self.package = package
         self._entries: dict[str, tuple[type, dict[str, Any]]] = {}
 
+    @typing.dataclass_transform(frozen_default=True, kw_only_default=True, eq_default=False)
     def register(self, name: str, **overrides: Any) -> Callable[[type[T]], type[T]]:
         """A decorator that makes the class a tree and files it under `name`, with other defaults if given."""
 
@@ -97,6 +98,7 @@ def is_static(annotation: Any) -> bool:
     return annotation in _STATIC
 
 
+@typing.dataclass_transform(frozen_default=True, kw_only_default=True, eq_default=False)
 def as_tree(cls: type[T]) -> type[T]:
     """The class as a frozen, keyword-only dataclass that JAX treats as a tree (once, however often it is called)."""
     if "__treadle_tree__" in cls.__dict__:

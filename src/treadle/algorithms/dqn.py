@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from treadle import exploration, hoist, optimise
 from treadle.algorithms.base import Algorithm, register, require
-from treadle.errors import UnsupportedSpace
+from treadle.errors import InvalidSetting, UnsupportedSpace
 from treadle.memory import MemoryState, UniformMemory
 from treadle.networks import MLP, Activation, Features, Initialisation, QNetwork, Raveled, ravel
 from treadle.returns import double_q_learning_error, q_learning_error
@@ -130,10 +130,27 @@ class DQN(Algorithm):
         require(end is None or end >= 0, "learning_rate_end", end, "0 or more, or None")
         positive = all(size >= 1 for size in self.hidden_sizes)
         require(positive, "hidden_sizes", self.hidden_sizes, "a list of positive numbers")
-        if spec is not None and not isinstance(spec.action_space, Discrete):
+        if spec is not None:
+            self._check_spaces(spec)
+
+    def _check_spaces(self, spec: Spec) -> None:
+        if not isinstance(spec.action_space, Discrete):
             raise UnsupportedSpace(
                 f"DQN needs a discrete action space, because it compares the value of every action; this environment "
                 f"has {spec.action_space}. Discretise the actions with a wrapper, or use a method for continuous ones."
+            )
+        if self.network is None:
+            return
+        wanted = (spec.action_space.n,)
+        try:
+            given = jax.eval_shape(ravel(self.network), spec.example.obs).shape
+        except TypeError as error:
+            shape = spec.example.obs.shape
+            raise InvalidSetting(f"the network cannot take an observation of shape {shape}: {error}") from None
+        if given != wanted:
+            raise InvalidSetting(
+                f"the network gives an output of shape {given} for one observation; it must be {wanted}, the values "
+                "of all actions."
             )
 
     def prepared(self) -> DQN:
@@ -144,7 +161,7 @@ class DQN(Algorithm):
         return DQNState(
             network=network,
             target_network=jax.tree.map(jnp.copy, network),
-            opt_state=self.gradient_rule.init(network),
+            opt_state=optimise.start(self.gradient_rule, network),
             memory=self.memory.init(spec.example),
             step=Counter.zero(),
             total_timesteps=jnp.asarray(spec.total_timesteps, jnp.int32),
@@ -152,6 +169,7 @@ class DQN(Algorithm):
 
     def build_network(self, key: Array, spec: Spec) -> QNetwork:
         features = Features(spec.observation_space)
+        assert isinstance(spec.action_space, Discrete)
         sizes = (features.size, *self.hidden_sizes, spec.action_space.n)
         return QNetwork(features, MLP(key, sizes, self.activation, self.initialisation))
 
@@ -206,7 +224,7 @@ class DQN(Algorithm):
             return double_q_learning_error(q, t.action, t.reward, discount, q_next, network(t.next_obs))
         return q_learning_error(q, t.action, t.reward, discount, q_next)
 
-    def epsilon(self, state: DQNState) -> Float[Array, ""]:
+    def epsilon(self, state: Any) -> Float[Array, ""]:
         step = state.step.value
         if self.epsilon_schedule == "exponential":
             return exploration.exponential(self.epsilon_start, self.epsilon_end, self.epsilon_scale, step)
