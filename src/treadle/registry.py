@@ -43,9 +43,9 @@ class Registry:
         def decorate(cls: type[T]) -> type[T]:
             cls = as_tree(cls)
             known = self._entries.get(name)
-            if known is not None and known[0].__qualname__ != cls.__qualname__:
+            if known is not None and _full_name(known[0]) != _full_name(cls):
                 raise TreadleError(
-                    f"two {self.kind}s want the name '{name}': {known[0].__qualname__} and {cls.__qualname__}. "
+                    f"two {self.kind}s want the name '{name}': {_full_name(known[0])} and {_full_name(cls)}. "
                     "Give one of them another name."
                 )
             self._entries[name] = (cls, overrides)
@@ -86,6 +86,10 @@ class Registry:
         package = importlib.import_module(self.package)
         for module in pkgutil.iter_modules(package.__path__):
             importlib.import_module(f"{self.package}.{module.name}")
+
+
+def _full_name(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
 
 
 def is_static(annotation: Any) -> bool:

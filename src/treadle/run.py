@@ -194,7 +194,7 @@ def train(run: Run, trainer: Trainer, step: int = 0, progress: Progress | None =
     config, algorithm = run.config, trainer.algorithm
     per_update = algorithm.num_steps * algorithm.num_envs
     plan = Chunks(config.total_timesteps, per_update, host=not trainer.exact_resume)
-    progress = progress or Progress(_title(run), config.total_timesteps, config.seeds, enabled=False)
+    shown = progress or Progress(_title(run), config.total_timesteps, config.seeds, enabled=False)
     writer = metrics.MetricsWriter(run.folder, list(range(config.seeds)))
     began, before = time.monotonic(), float(run.info["wall_seconds"])
     saved_at, saved_step = began, step
@@ -207,7 +207,7 @@ def train(run: Run, trainer: Trainer, step: int = 0, progress: Progress | None =
             while step < plan.total_steps:
                 count = plan.next(step)
                 if first:
-                    with progress.compiling():
+                    with shown.compiling():
                         record = trainer.advance(count)
                     first = False
                 else:
@@ -215,7 +215,7 @@ def train(run: Run, trainer: Trainer, step: int = 0, progress: Progress | None =
                 now = time.monotonic()
                 summary = _write(writer, record, step, per_update, before + now - began, run)
                 step += count * per_update
-                progress.update(min(step, config.total_timesteps), summary)
+                shown.update(min(step, config.total_timesteps), summary)
                 period = config.checkpoint_period
                 due = now - saved_at > CHECKPOINT_SECONDS if period is None else step // period > saved_step // period
                 if due or step >= plan.total_steps or signals.received:
@@ -237,7 +237,7 @@ def train(run: Run, trainer: Trainer, step: int = 0, progress: Progress | None =
             ) from None
         finally:
             writer.close()
-            progress.close()
+            shown.close()
     run.save_info(status="finished")
 
 

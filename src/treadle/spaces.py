@@ -42,13 +42,20 @@ class Box:
     dtype: Any = jnp.float32
 
     def sample(self, key: Array, shape: tuple[int, ...] = ()) -> Array:
-        """Uniform where both bounds are finite, standard normal where one is not."""
+        """Uniform between two finite bounds (both included for integers), exponential from one, else normal."""
         low, high = (np.broadcast_to(np.asarray(b, np.float64), self.shape) for b in (self.low, self.high))
-        bounded = np.isfinite(low) & np.isfinite(high)
-        unit = jax.random.uniform(key, shape + self.shape)
-        span = jnp.asarray(np.where(bounded, low, 0.0)) + unit * jnp.asarray(np.where(bounded, high - low, 1.0))
-        normal = jax.random.normal(jax.random.fold_in(key, 1), shape + self.shape)
-        return jnp.where(jnp.asarray(bounded), span, normal).astype(self.dtype)
+        has_low, has_high = np.isfinite(low), np.isfinite(high)
+        floor, ceiling = np.where(has_low, low, 0.0), np.where(has_high, high, 0.0)
+        keys = jax.random.split(key, 3)
+        span = ceiling - floor + (1 if np.issubdtype(self.dtype, np.integer) else 0)
+        uniform = floor + jax.random.uniform(keys[0], shape + self.shape) * span
+        beyond = jax.random.exponential(keys[1], shape + self.shape)
+        one_sided = jnp.where(has_low, floor + beyond, ceiling - beyond)
+        free = jax.random.normal(keys[2], shape + self.shape)
+        sample = jnp.where(has_low & has_high, uniform, jnp.where(has_low | has_high, one_sided, free))
+        if np.issubdtype(self.dtype, np.integer):
+            sample = jnp.minimum(jnp.floor(sample), jnp.where(has_high, ceiling, jnp.inf))
+        return sample.astype(self.dtype)
 
     def describe(self) -> dict[str, Any]:
         return {
@@ -72,10 +79,7 @@ def from_gymnasium(space: Any) -> Space:
     if kind == "Discrete":
         return Discrete(int(space.n), int(space.start))
     if kind == "Box":
-        dtype = np.dtype(space.dtype)
-        if dtype == np.float64:
-            dtype = np.dtype(np.float32)
-        return Box(_nested(space.low), _nested(space.high), tuple(space.shape), dtype.type)
+        return Box(_nested(space.low), _nested(space.high), tuple(space.shape), _narrow(np.dtype(space.dtype)).type)
     hints = {
         "Dict": "wrap it in gymnasium.wrappers.FlattenObservation",
         "Tuple": "wrap it in gymnasium.wrappers.FlattenObservation",
@@ -96,6 +100,13 @@ def from_description(description: dict[str, Any]) -> Space:
         tuple(description["shape"]),
         np.dtype(description["dtype"]).type,
     )
+
+
+def _narrow(dtype: np.dtype) -> np.dtype:
+    """The dtype in which Treadle holds such observations: bytes and bools as they are, all else in 32 bits."""
+    if dtype in (np.uint8, np.bool_):
+        return dtype
+    return np.dtype({"f": np.float32, "i": np.int32, "u": np.uint32}[dtype.kind])
 
 
 def _nested(values: Any) -> Any:

@@ -75,7 +75,7 @@ def iqm(scores: ArrayLike, axis: int = 0) -> Any:
     from scipy import stats
 
     array = np.asarray(scores, np.float64)
-    # SciPy sorts a NaN to the end and may cut it off there.
+    # SciPy before 1.17 sorts a NaN to the end and may cut it off there.
     return np.where(np.isnan(array).any(axis=axis), np.nan, stats.trim_mean(array, 0.25, axis=axis))[()]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Array
 
@@ -22,8 +22,8 @@ class Environment(Protocol):
     A world may also offer `transitions()` (the exact table of a small world) and `scene(state)` (a drawing as data).
     """
 
-    name: ClassVar[str]
-    max_episode_steps: int | None
+    @property
+    def max_episode_steps(self) -> int | None: ...
 
     @property
     def observation_space(self) -> Space: ...

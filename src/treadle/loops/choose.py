@@ -93,6 +93,11 @@ def make_trainer(
         return FusedSeeds(prepared, as_float32(world), total_timesteps, seed, num_seeds)
 
     first = world(algorithm.num_envs)
+    if first.num_envs != algorithm.num_envs:
+        raise InvalidSetting(
+            f"the vector environment has {first.num_envs} environments and num_envs is {algorithm.num_envs}; they must "
+            f"be equal: num_envs={first.num_envs}."
+        )
     algorithm.check(host_spec(algorithm, first, total_timesteps))
     opened = [first]
 

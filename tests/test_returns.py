@@ -1,0 +1,91 @@
+"""The formulas of value learning: by hand, against rlax, and where their gradients go."""
+
+from __future__ import annotations
+
+import warnings
+from types import ModuleType
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from treadle.returns import double_q_learning_error, q_learning_error, taken
+
+
+@pytest.fixture(scope="module")
+def rlax() -> ModuleType:
+    with warnings.catch_warnings():
+        # TensorFlow Probability, which rlax imports, reads names that JAX is about to remove.
+        warnings.filterwarnings("ignore", r"jax\.\S+ is deprecated", DeprecationWarning)
+        import rlax
+    return rlax
+
+
+@pytest.fixture
+def batch():
+    """q, action, reward, discount, q_next, q_next_selector for 200 transitions and 5 actions; a third terminated."""
+    rng = np.random.default_rng(0)
+    q, q_next, selector = rng.normal(0.0, 3.0, (3, 200, 5)).astype(np.float32)
+    action = rng.integers(0, 5, 200, np.int32)
+    reward = rng.normal(0.0, 1.0, 200).astype(np.float32)
+    discount = np.where(rng.random(200) < 1 / 3, 0.0, 0.97).astype(np.float32)
+    return q, action, reward, discount, q_next, selector
+
+
+def test_q_learning_is_that_of_rlax(rlax, batch):
+    expected = jax.vmap(rlax.q_learning)(*batch[:5])
+    np.testing.assert_allclose(jax.vmap(q_learning_error)(*batch[:5]), expected, atol=2e-6)
+
+
+def test_double_q_learning_is_that_of_rlax(rlax, batch):
+    expected = jax.vmap(rlax.double_q_learning)(*batch)
+    errors = jax.vmap(double_q_learning_error)(*batch)
+    np.testing.assert_allclose(errors, expected, atol=2e-6)
+    assert not np.allclose(errors, jax.vmap(q_learning_error)(*batch[:5]), atol=0.1)
+
+
+Q, Q_NEXT, SELECTOR = jnp.array([1.0, 4.0, 2.0]), jnp.array([3.0, -1.0, 5.0]), jnp.array([0.0, 7.0, 6.0])
+
+
+@pytest.mark.parametrize(
+    ("discount", "natural", "double"),
+    [
+        (0.5, 10.0 + 0.5 * 5.0 - 4.0, 10.0 + 0.5 * -1.0 - 4.0),
+        (0.0, 10.0 - 4.0, 10.0 - 4.0),  # terminated
+    ],
+)
+def test_golden_values(discount, natural, double):
+    """Reward 10, action 1: the target network's best next value is 5; the selector's choice is worth -1 to it."""
+    action, reward = jnp.array(1), jnp.array(10.0)
+    assert q_learning_error(Q, action, reward, discount, Q_NEXT) == natural
+    assert double_q_learning_error(Q, action, reward, discount, Q_NEXT, SELECTOR) == double
+
+
+def test_the_gradient_goes_through_q_alone():
+    action, reward, discount = jnp.array(2), jnp.array(1.0), jnp.array(0.9)
+    to_q, to_q_next = jax.grad(q_learning_error, argnums=(0, 4))(Q, action, reward, discount, Q_NEXT)
+    np.testing.assert_array_equal(to_q, [0.0, 0.0, -1.0])
+    np.testing.assert_array_equal(to_q_next, np.zeros(3))
+
+    gradient = jax.grad(double_q_learning_error, argnums=(0, 4, 5))
+    to_q, to_q_next, to_selector = gradient(Q, action, reward, discount, Q_NEXT, SELECTOR)
+    np.testing.assert_array_equal(to_q, [0.0, 0.0, -1.0])
+    np.testing.assert_array_equal(to_q_next, np.zeros(3))
+    np.testing.assert_array_equal(to_selector, np.zeros(3))
+
+
+def test_one_network_for_all_three_still_learns_from_q_alone():
+    """As in DQN without a target network: the same parameters give q and both next values."""
+
+    def error(w):
+        return double_q_learning_error(w * Q, jnp.array(0), jnp.array(0.0), jnp.array(0.9), w * Q_NEXT, w * SELECTOR)
+
+    assert jax.grad(error)(2.0) == -Q[0]
+
+
+def test_taken_is_indexing():
+    q = jnp.array([1.5, jnp.nan, -jnp.inf, 2.5, -0.25])
+    for action in range(5):
+        np.testing.assert_array_equal(taken(q, jnp.array(action)), q[action])
+        np.testing.assert_array_equal(jax.grad(taken)(q, jnp.array(action)), np.eye(5)[action])
