@@ -14,7 +14,7 @@ import jax
 import treadle
 from treadle.algorithms.dqn import DQN
 from treadle.loops.choose import make_trainer
-from treadle.loops.execution import use_all_cores
+from treadle.loops.execution import tune_cpu
 
 CHUNK = {"fused": 10_000, "host": 2_000}
 """Updates between two looks at the metrics. The first chunk, which is not timed, passes `learning_starts`."""
@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=50_000, help="steps of each seed that are timed, at least")
     options = parser.parse_args()
 
-    use_all_cores()
+    tune_cpu()
     algorithm = DQN(
         learning_rate=1e-3,
         capacity=10_000,

@@ -70,7 +70,8 @@ def test_the_rate_behind_the_rule_is_the_rate_within_it(name):
     expected_rule = RULES[name](lambda count: jnp.asarray(rates)[count])
     rule = optimise.make(name)
     stiffness = jnp.array([1.0, 4.0, 0.25])
-    parameters = expected = jnp.array([1.0, -2.0, 3.0])
+    parameters: Any = jnp.array([1.0, -2.0, 3.0])
+    expected: Any = parameters
     opt_state, expected_state = optimise.start(rule, parameters), expected_rule.init(expected)
     for rate in rates:
         before = parameters

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from treadle.algorithms.dqn import DQN
     from treadle.environments.cartpole import CartPole
     from treadle.errors import TreadleError
-    from treadle.loops.execution import use_all_cores
+    from treadle.loops.execution import tune_cpu
     from treadle.loops.fused import train
     from treadle.settings import preset, presets
     from treadle.spaces import Box, Discrete
@@ -33,7 +33,7 @@ __all__ = [
     "preset",
     "presets",
     "train",
-    "use_all_cores",
+    "tune_cpu",
 ]
 
 _HOMES = {
@@ -46,7 +46,7 @@ _HOMES = {
     "preset": "settings",
     "presets": "settings",
     "train": "loops.fused",
-    "use_all_cores": "loops.execution",
+    "tune_cpu": "loops.execution",
 }
 
 

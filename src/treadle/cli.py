@@ -8,7 +8,6 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +28,45 @@ Deep reinforcement learning in JAX.
 
   treadle COMMAND --help tells more; treadle --version says which this is.
 """
+TRAIN_FLAGS = (
+    "--preset NAME takes a named preset's settings ('none': the algorithm's own defaults); --import FILE.py brings "
+    "algorithms and worlds of your own."
+)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command; the exit status. A user's mistake is one sentence on stderr and status 2, a run that stopped
-    itself 1, a signal 128 plus its number."""
-    argv = sys.argv[1:] if arguments is None else arguments
+    """Run a command; the exit status. A user's mistake is one sentence on stderr and status 2, a run that could not
+    go on 1, a signal 128 plus its number."""
+    try:
+        status = _guarded(sys.argv[1:] if arguments is None else arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Python flushes once more at its end, which must not fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    return status
+
+
+def _guarded(argv: list[str]) -> int:
+    from treadle.errors import NonFinite
+
+    try:
+        return _dispatch(argv)
+    except TreadleError as error:
+        number = getattr(error, "signal", None)
+        if number is not None:
+            print(f"\ntreadle: {error}", file=sys.stderr)
+            return 128 + number
+        _complain(str(error))
+        return 1 if isinstance(error, NonFinite) or type(error).__name__ == "Stopped" else 2
+    except KeyboardInterrupt:
+        print("\ntreadle: stopped; what was saved before is as it was.", file=sys.stderr)
+        return 128 + signal.SIGINT
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 1
+
+
+def _dispatch(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(HELP.format(commands="\n".join(f"  {name:10s}{text}" for name, text in COMMANDS.items())))
         return 0 if argv else 2
@@ -44,53 +76,35 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"treadle {__version__}")
         return 0
     if argv[0] not in COMMANDS:
-        return _complain(
-            f"there is no command '{argv[0]}'.{nearest(argv[0], COMMANDS)} There is: {', '.join(COMMANDS)}."
+        kind = "flag" if argv[0].startswith("-") else "command"
+        raise TreadleError(
+            f"there is no {kind} '{argv[0]}'.{nearest(argv[0], COMMANDS)} The commands are {', '.join(COMMANDS)}."
         )
-    return _guarded(globals()[f"_{argv[0]}"], argv[1:])
-
-
-def _guarded(command: Callable[[list[str]], None], argv: list[str]) -> int:
-    from treadle.errors import NonFinite
-
-    try:
-        command(argv)
-    except TreadleError as error:
-        number = getattr(error, "signal", None)
-        if number is not None:
-            print(f"\n{error}", file=sys.stderr)
-            return 128 + number
-        _complain(str(error))
-        return 1 if isinstance(error, NonFinite) else 2
-    except KeyboardInterrupt:
-        print("\nStopped at once; the last checkpoint is as it was.", file=sys.stderr)
-        return 128 + signal.SIGINT
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE
+    globals()[f"_{argv[0]}"](argv[1:])
     return 0
 
 
-def _complain(message: str) -> int:
+def _complain(message: str) -> None:
     print(f"treadle: {message}", file=sys.stderr)
-    return 2
 
 
 def _train(argv: list[str]) -> None:
     from treadle import registry, settings
-    from treadle.loops.execution import use_all_cores
-    from treadle.run import Run, RunConfig
+    from treadle.loops.execution import tune_cpu
+    from treadle.run import Run, RunConfig, check_room, start
 
     imports, rest = _take_imports(argv)
     names, flags = _leading_names(rest)
+    wants_help = "--help" in flags or "-h" in flags
+    if not names and wants_help:
+        return _show_train_help()
+    if len(names) == 1 and wants_help:
+        names = [*names, "ENVIRONMENT"]
     if len(names) != 2:
-        if "--help" in flags or "-h" in flags:
-            names = [*names, "dqn", "CartPole-v1"][: max(2, len(names))] if not names else [names[0], "ENVIRONMENT"]
-        else:
-            raise TreadleError(
-                "train needs an algorithm and an environment, such as: treadle train dqn CartPole-v1. "
-                f"It was given {shlex.join(argv) or 'neither'}."
-            )
+        raise TreadleError(
+            "train needs an algorithm and an environment, and then the flags, such as: treadle train dqn CartPole-v1 "
+            f"--seeds 8. It was given {shlex.join(argv) or 'neither'}."
+        )
     algorithm, environment = names
     registry.algorithms.find(algorithm)
     wanted, flags = _take_option(flags, "--preset")
@@ -99,58 +113,63 @@ def _train(argv: list[str]) -> None:
     steps = preset.total_timesteps if preset and preset.total_timesteps else RunConfig.total_timesteps
     configured, config = _parse_train(algorithm, environment, base, RunConfig(total_timesteps=steps), flags)
 
-    use_all_cores()
-    command = ["treadle", "train", *argv]
-    label = preset.name if preset else None
+    # All is checked before the folder is touched: a mistake costs neither an empty folder nor the run to be replaced.
+    config.check()
     configured.check()
-    run = Run.create(algorithm, environment, configured, config, command, label, imports)
-    try:
-        trainer = run.trainer(configured)
-    except TreadleError:
-        _remove_empty(run.folder)
-        raise
+    check_room(config)
+    tune_cpu()
+    trainer = start(configured, environment, config)
+    label = preset.name if preset else None
+    run = Run.create(algorithm, environment, configured, config, ["treadle", "train", *argv], label, imports)
     if preset:
         print(f"Settings: preset '{preset.name}' for {algorithm} in {environment} ({preset.about}).")
     _go(run, trainer, 0)
 
 
 def _go(run: Any, trainer: Any, step: int) -> None:
-    from treadle import run as runs
+    from treadle import training
     from treadle.progress import Progress
 
     title = f"{run.info['algorithm']} {run.info['environment']}"
     progress = Progress(title, run.config.total_timesteps, run.config.seeds)
-    runs.train(run, trainer, step, progress)
-    print(f"Run: {run.folder}")
+    # Said at once by a pipe too: whoever waits for the run may want to look into its folder.
+    print(f"Run: {run.folder}", flush=True)
+    try:
+        training.train(run, trainer, step, progress)
+    finally:
+        trainer.close()
 
 
 def _resume(argv: list[str]) -> None:
     parser = _parser("resume", "Go on with a run from its last checkpoint.")
     parser.add_argument("run", metavar="RUN", help="the run's folder")
-    parser.add_argument("--checkpoint", metavar="FILE", help="another checkpoint than the last")
+    parser.add_argument("--checkpoint", metavar="FILE", help="an earlier checkpoint; what came after it is dropped")
     parser.add_argument("--total-timesteps", type=int, metavar="N", help="train to N steps instead; schedules stay")
     _add_import(parser)
     options = parser.parse_args(argv)
 
-    from treadle import metrics
-    from treadle.loops.execution import use_all_cores
+    from treadle.loops.execution import tune_cpu
     from treadle.run import Run
 
     _import_files(options.imports)
     run = Run.open(options.run)
-    use_all_cores()
+    config = run.config
+    if options.total_timesteps is not None:
+        config = dataclasses.replace(config, total_timesteps=options.total_timesteps)
+    config.check()
+    tune_cpu()
     trainer = run.trainer()
     step = run.restore(trainer, Path(options.checkpoint) if options.checkpoint else None)
-    if options.total_timesteps is not None:
-        run.save_info(config={**run.info["config"], "total_timesteps": options.total_timesteps})
-    total = run.config.total_timesteps
-    if step >= total:
+    if step >= config.total_timesteps:
         raise TreadleError(
-            f"{run.folder} is finished at step {step:,}. To train it further: treadle resume "
-            f"{shlex.quote(str(run.folder))} --total-timesteps {2 * step}"
+            f"{run.folder} is at step {step:,} of {config.total_timesteps:,}, so nothing is left to do. To train it "
+            f"further: {run.resume_command} --total-timesteps {2 * step}"
         )
-    metrics.drop_after(run.folder, step)
-    print(f"Going on from step {step:,} of {total:,}.")
+    command = shlex.join(["treadle", "resume", *argv])
+    dropped = run.forget_after(step)
+    run.save_info(config=dataclasses.asdict(config), resumed=[*run.info["resumed"], {"command": command, "step": step}])
+    what = " What came after it is dropped." if dropped else ""
+    print(f"Going on from step {step:,} of {config.total_timesteps:,}.{what}")
     if not trainer.exact_resume:
         print("A Gymnasium environment's inner state cannot be saved: new episodes begin, all else continues.")
     _go(run, trainer, step)
@@ -237,14 +256,14 @@ def _import_files(files: list[str]) -> list[str]:
 
 def _take_imports(argv: list[str]) -> tuple[list[str], list[str]]:
     """Import the files of every `--import`, and leave the other arguments."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser = _Parser(prog="treadle train", add_help=False, allow_abbrev=False)
     _add_import(parser)
     options, rest = parser.parse_known_args(argv)
     return _import_files(options.imports), rest
 
 
 def _take_option(argv: list[str], flag: str) -> tuple[str | None, list[str]]:
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser = _Parser(prog="treadle train", add_help=False, allow_abbrev=False)
     parser.add_argument(flag, dest="value")
     options, rest = parser.parse_known_args(argv)
     return options.value, rest
@@ -279,16 +298,22 @@ def _parse_train(algorithm: str, environment: str, base: Any, config: Any, flags
         ],
         frozen=True,
     )
-    about = (
-        "--preset NAME takes a named preset's settings ('none': the algorithm's own defaults); --import FILE.py brings "
-        "algorithms and worlds of your own."
-    )
     prog = f"treadle train {algorithm} {environment}"
-    parsed = tyro.cli(both, args=flags, prog=prog, description=about, config=(tyro.conf.SuppressFixed,))
+    parsed = tyro.cli(both, args=flags, prog=prog, description=TRAIN_FLAGS, config=(tyro.conf.SuppressFixed,))
     return parsed.algorithm, parsed.run
 
 
-def _remove_empty(folder: Path) -> None:
-    import shutil
+def _show_train_help() -> None:
+    """What `train` takes whatever the algorithm."""
+    import tyro
 
-    shutil.rmtree(folder, ignore_errors=True)
+    from treadle import registry
+    from treadle.run import RunConfig
+
+    about = (
+        "Train an algorithm in an environment: treadle train dqn CartPole-v1 --seeds 8. Algorithms: "
+        f"{', '.join(registry.algorithms.names())}. Treadle's own worlds: {', '.join(registry.environments.names())}; "
+        f"any Gymnasium environment by its name. {TRAIN_FLAGS} The options below are those of every run; treadle train "
+        "ALGORITHM ENVIRONMENT --help shows the algorithm's own as well."
+    )
+    tyro.cli(RunConfig, args=["--help"], prog="treadle train ALGORITHM ENVIRONMENT", description=about)

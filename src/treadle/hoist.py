@@ -76,6 +76,24 @@ def cond(predicate: Array, if_true: Callable[..., T], if_false: Callable[..., T]
     )
 
 
+def split(function: Callable[..., T], key: Any, *args: Any) -> tuple[Callable[[Any], tuple], Callable[..., T]]:
+    """`draw` and `rest` with `rest(draw(key), *args) == function(key, *args)`, where `draw` is the work that depends
+    on the key alone. `key` and `args` give shapes and dtypes only."""
+    closed, out_shape = jax.make_jaxpr(function, return_shape=True)(key, *args)
+    jaxpr, out_tree = closed.jaxpr, jax.tree.structure(out_shape)
+    key_var = jaxpr.invars[0]
+    early, late, frontier = _split(jaxpr, [key_var])
+    if any(v is key_var for v in [*(v for equation in late for v in equation.invars), *jaxpr.outvars]):
+        frontier = [key_var, *frontier]
+    draw = _function(jaxpr, early, [key_var], frontier)
+    rest = _function(jaxpr, late, [*jaxpr.constvars, *frontier, *jaxpr.invars[1:]], jaxpr.outvars)
+
+    def rest_of(drawn: tuple, *args: Any) -> T:
+        return jax.tree.unflatten(out_tree, rest(*closed.consts, *drawn, *jax.tree.leaves(args)))
+
+    return lambda key: tuple(draw(key)), rest_of
+
+
 def _split(jaxpr, x_vars) -> tuple[list, list, list]:
     """The equations that follow from the keys among `x_vars` alone, the others, and what the others need of them."""
     known = {v for v in x_vars if _is_key(v.aval)}

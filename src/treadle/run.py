@@ -1,36 +1,31 @@
-"""A run and its folder: the exact command, the resolved settings, versions, metrics, checkpoints, figures."""
+"""A run's folder: the exact command, the resolved settings, versions, metrics, checkpoints, figures."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import os
 import platform
 import shlex
 import shutil
-import signal
 import time
-from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
-
-from treadle import __version__, checkpoint, metrics, registry, settings
-from treadle.algorithms.base import Algorithm
-from treadle.errors import NonFinite, TreadleError
+from treadle import __version__, checkpoint, metrics, records, registry, settings
+from treadle.algorithms.base import Algorithm, require
+from treadle.environments.gymnasium import counterpart
+from treadle.errors import TreadleError
 from treadle.loops.choose import LoopName, Trainer, make_trainer
-from treadle.loops.fused import Record
-from treadle.progress import Progress
-from treadle.types import Mean
+from treadle.records import check_finite as check_finite
 
 FORMAT = 1
-CHECKPOINT_SECONDS = 30.0
 KEPT_CHECKPOINTS = 2
-EPISODES_A_CHUNK = 1_000
+CONTENTS = ("run.json", "metrics.jsonl", "evaluation.json", "tensorboard", "checkpoints", "figures")
+"""What Treadle puts into a run's folder; replacing a run leaves everything else there."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,17 +47,18 @@ class RunConfig:
     checkpoint_period: int | None = None
     """Environment steps between two checkpoints; every 30 seconds unless given. There is always one at the end."""
 
-
-class Interrupted(TreadleError):
-    """The run was stopped by a signal and saved; `signal` says by which."""
-
-    def __init__(self, message: str, signal_number: int):
-        super().__init__(message)
-        self.signal = signal_number
+    def check(self) -> None:
+        """Raise `InvalidSetting` for a value outside its range."""
+        last = 2**31 - 1
+        require(1 <= self.total_timesteps <= last, "total_timesteps", self.total_timesteps, "between 1 and 2^31 - 1")
+        require(self.seeds >= 1, "seeds", self.seeds, "at least 1")
+        require(0 <= self.seed <= last, "seed", self.seed, "between 0 and 2^31 - 1")
+        period = self.checkpoint_period
+        require(period is None or period >= 1, "checkpoint_period", period, "at least 1")
 
 
 class Run:
-    """A folder on disk. `create` and `open` make one, `train` fills it."""
+    """A folder on disk. `create` and `open` make one, `training.train` fills it."""
 
     def __init__(self, folder: Path, info: dict[str, Any]):
         self.folder, self.info = folder, info
@@ -78,16 +74,18 @@ class Run:
         preset: str | None = None,
         imports: list[str] | None = None,
     ) -> Run:
-        """A new run's folder with its `run.json`.
+        """A new run's folder with its `run.json`. Everything else is to be checked before: a run that was in the
+        folder is gone afterwards.
 
         Raises `TreadleError` when the folder holds a run already, unless `config.overwrite`, or cannot be made.
         """
-        stamp = time.strftime("%Y%m%d-%H%M%S")
-        folder = Path(config.out or f"runs/{algorithm}-{environment.replace('/', '-').replace(':', '-')}-{stamp}")
-        _make_room(folder, config.overwrite)
+        config.check()
+        folder = Path(config.out) if config.out else _fresh_folder(algorithm, environment)
+        check_room(config)
         info = {
             "format": FORMAT,
             "command": shlex.join(command) if command else None,
+            "resumed": [],
             "algorithm": algorithm,
             "settings": settings.describe(configured),
             "environment": environment,
@@ -99,64 +97,95 @@ class Run:
             "step": 0,
             "wall_seconds": 0.0,
         }
-        run = cls(folder, info)
-        run.save_info()
+        run, is_new = cls(folder, info), not folder.exists()
+        try:
+            for name in CONTENTS:
+                _remove(folder / name)
+            (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+            run.save_info()
+        except (OSError, TreadleError) as error:
+            if is_new:
+                shutil.rmtree(folder, ignore_errors=True)
+            why = error.strerror if isinstance(error, OSError) else error
+            raise TreadleError(f"the folder {folder} cannot be made: {why}. Give another with --out.") from None
         return run
 
     @classmethod
     def open(cls, folder: str | Path) -> Run:
         """The run in a folder. Raises `TreadleError` when there is none or its `run.json` cannot be read."""
         path = Path(folder)
-        try:
-            info = json.loads((path / "run.json").read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        info = _read_info(path)
+        if info is None:
             raise TreadleError(
                 f"{folder} is not a run's folder: it has no run.json. Give the folder that `treadle train` printed."
-            ) from None
-        except (OSError, ValueError) as error:
-            raise TreadleError(f"{path / 'run.json'} cannot be read: {error}.") from None
-        if not isinstance(info, dict) or info.get("format") != FORMAT:
-            raise TreadleError(f"{path / 'run.json'} is not of this version of Treadle (format {FORMAT}).")
+            )
         return cls(path, info)
 
     @property
     def config(self) -> RunConfig:
         return RunConfig(**self.info["config"])
 
+    @property
+    def resume_command(self) -> str:
+        return " ".join(["treadle resume", shlex.quote(str(self.folder)), *self._imports()])
+
     def algorithm(self, **own: Any) -> Algorithm:
-        """The algorithm with the settings of this run."""
-        if self.info["algorithm"] not in registry.algorithms and self.info["imports"]:
-            files = " ".join(f"--import {shlex.quote(f)}" for f in self.info["imports"])
+        """The algorithm with the settings of this run.
+
+        Raises `TreadleError` when the run used a file of the user's own that was not imported again, or when its
+        settings are damaged.
+        """
+        self._check_imports()
+        try:
+            algorithm = settings.restore(self.info["algorithm"], self.info["settings"], **own)
+            algorithm.check()
+        except TreadleError:
+            raise
+        except (TypeError, ValueError, AttributeError) as error:
+            raise _damaged(self.folder, f"its settings make no sense ({error})") from None
+        return algorithm
+
+    def _check_imports(self) -> None:
+        if not self.info["imports"]:
+            return
+        algorithm, environment = self.info["algorithm"], self.info["environment"]
+        missing = []
+        if algorithm not in registry.algorithms:
+            missing.append(f"algorithm '{algorithm}'")
+        if environment not in registry.environments and ":" not in environment and not counterpart(environment):
+            missing.append(f"environment '{environment}'")
+        if missing:
             raise TreadleError(
-                f"this run used the algorithm '{self.info['algorithm']}' of your own; opening a run never runs code "
-                f"from it, so name the file again: {files}"
+                f"this run used the {' and the '.join(missing)} of your own; opening a run never runs code, so name "
+                f"the file again: {' '.join(self._imports())}"
             )
-        return settings.restore(self.info["algorithm"], self.info["settings"], **own)
+
+    def _imports(self) -> list[str]:
+        return [f"--import {shlex.quote(file)}" for file in self.info["imports"]]
 
     def save_info(self, **changes: Any) -> None:
+        """Raises `TreadleError` when it cannot be written; the former is then as it was."""
         self.info.update(changes)
-        temporary = self.folder / "run.json.tmp"
-        temporary.write_text(json.dumps(self.info, indent=2) + "\n", encoding="utf-8")
-        os.replace(temporary, self.folder / "run.json")
+        write_whole(self.folder / "run.json", json.dumps(self.info, indent=2) + "\n")
 
-    def trainer(self, algorithm: Algorithm | None = None) -> Trainer:
+    def trainer(self) -> Trainer:
         """The loop that serves this run, at its start."""
-        config = self.config
-        algorithm = self.algorithm() if algorithm is None else algorithm
-        return make_trainer(
-            algorithm, self.info["environment"], config.total_timesteps, config.seed, config.seeds, config.loop
-        )
+        return start(self.algorithm(), self.info["environment"], self.config)
 
     def checkpoints(self) -> list[Path]:
         """Oldest first."""
         return sorted((self.folder / "checkpoints").glob("step-*.safetensors"))
 
     def save_checkpoint(self, trainer: Trainer, step: int) -> Path:
+        """Raises `NonFinite` for a policy that holds NaN, and `CheckpointError` where it cannot be written."""
         path = self.folder / "checkpoints" / f"step-{step:012d}.safetensors"
         about = {key: self.info[key] for key in ("algorithm", "settings", "environment", "config", "versions")}
-        checkpoint.save(path, trainer.state, {"kind": "run", "step": step, **about})
+        state = trainer.state
+        records.check_policy(trainer.algorithm.policy(state.algorithm), step)
+        checkpoint.save(path, state, {"kind": "run", "step": step, **about})
         for old in self.checkpoints()[:-KEPT_CHECKPOINTS]:
-            old.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                old.unlink()
         return path
 
     def restore(self, trainer: Trainer, path: Path | None = None) -> int:
@@ -164,81 +193,87 @@ class Run:
 
         Raises `TreadleError` when there is none, and `CheckpointError` when it is damaged or of something else.
         """
+        found = self.checkpoints()
         if path is None:
-            found = self.checkpoints()
             if not found:
-                raise TreadleError(f"{self.folder} has no checkpoint yet. Start it anew: {self.info['command']}")
+                raise TreadleError(
+                    f"{self.folder} has no checkpoint. Start it anew, with --overwrite: {self.info['command']}"
+                )
             path = found[-1]
-        described = checkpoint.read_metadata(path)
-        if described.get("kind") != "run" or described.get("algorithm") != self.info["algorithm"]:
-            raise checkpoint.CheckpointError(
-                f"{path} is a checkpoint of {described.get('algorithm', 'something else')}, and this run trains "
-                f"{self.info['algorithm']}. Give a checkpoint of this run."
-            )
         try:
+            described = checkpoint.read_metadata(path)
+            self._check_belongs(path, described)
             state, _ = checkpoint.load(path, trainer.state)
         except checkpoint.CheckpointError as error:
-            others = [p for p in self.checkpoints() if p != path]
-            hint = f" An earlier one is at hand: --checkpoint {others[-1]}" if others else ""
+            others = [p for p in found if p != path]
+            hint = f" An earlier one is at hand: --checkpoint {shlex.quote(str(others[-1]))}" if others else ""
             raise checkpoint.CheckpointError(f"{error}{hint}") from None
         trainer.restore(state)
         return int(described["step"])
 
+    def _check_belongs(self, path: Path, described: dict[str, Any]) -> None:
+        if described.get("kind") != "run":
+            raise checkpoint.CheckpointError(f"{path} is not a run's checkpoint. Give one from this run's folder.")
+        parts = ("seeds", "seed", "loop")
+        saved = {k: described[k] for k in ("algorithm", "environment")} | described["settings"]
+        saved |= {k: described["config"][k] for k in parts}
+        own = {k: self.info[k] for k in ("algorithm", "environment")} | self.info["settings"]
+        own |= {k: self.info["config"][k] for k in parts}
+        for name in own | saved:
+            if saved.get(name) != own.get(name):
+                raise checkpoint.CheckpointError(
+                    f"{path} is a checkpoint of another run: its {name} is {saved.get(name)}, and this run's is "
+                    f"{own.get(name)}. Give a checkpoint of this run."
+                )
 
-def train(run: Run, trainer: Trainer, step: int = 0, progress: Progress | None = None) -> None:
-    """Train to the configured number of timesteps, from `step` on, writing metrics and checkpoints.
+    def forget_after(self, step: int) -> bool:
+        """Remove the checkpoints and metrics past `step`, so that a run that goes on from there has each once; whether
+        there were checkpoints to remove."""
+        later = [path for path in self.checkpoints() if step_of(path) > step]
+        # Before the metrics: stopped in between, the run goes on from a checkpoint that has all of its metrics.
+        for path in later:
+            _remove(path)
+        metrics.drop_after(self.folder, step)
+        return bool(later)
 
-    SIGINT and SIGTERM stop it after the chunk at hand: it saves and raises `Interrupted`, which says how to resume.
-    Raises `NonFinite` when a metric is NaN or infinite; the last good checkpoint stays.
-    """
-    config, algorithm = run.config, trainer.algorithm
-    per_update = algorithm.num_steps * algorithm.num_envs
-    plan = Chunks(config.total_timesteps, per_update, host=not trainer.exact_resume)
-    shown = progress or Progress(_title(run), config.total_timesteps, config.seeds, enabled=False)
-    writer = metrics.MetricsWriter(run.folder, list(range(config.seeds)))
-    began, before = time.monotonic(), float(run.info["wall_seconds"])
-    saved_at, saved_step = began, step
-    first = True
-    run.save_info(status="running", step=step)
-    if step == 0:
-        run.save_checkpoint(trainer, 0)
-    with _Signals() as signals:
-        try:
-            while step < plan.total_steps:
-                count = plan.next(step)
-                if first:
-                    with shown.compiling():
-                        record = trainer.advance(count)
-                    first = False
-                else:
-                    record = trainer.advance(count)
-                now = time.monotonic()
-                summary = _write(writer, record, step, per_update, before + now - began, run)
-                step += count * per_update
-                shown.update(min(step, config.total_timesteps), summary)
-                period = config.checkpoint_period
-                due = now - saved_at > CHECKPOINT_SECONDS if period is None else step // period > saved_step // period
-                if due or step >= plan.total_steps or signals.received:
-                    run.save_checkpoint(trainer, step)
-                    saved_at, saved_step = time.monotonic(), step
-                    run.save_info(step=step, wall_seconds=before + saved_at - began)
-                if signals.received and step < plan.total_steps:
-                    run.save_info(status="interrupted")
-                    raise Interrupted(
-                        f"stopped at step {step:,} of {plan.total_steps:,} and saved. "
-                        f"Go on with: treadle resume {shlex.quote(str(run.folder))}",
-                        signals.received,
-                    )
-        except NonFinite as error:
-            run.save_info(status="failed")
-            raise NonFinite(
-                f"{error} The last good checkpoint is at step {saved_step:,}. A smaller learning rate, or clipping "
-                "(--max-grad-norm), is the usual cure."
-            ) from None
-        finally:
-            writer.close()
-            shown.close()
-    run.save_info(status="finished")
+
+def start(algorithm: Algorithm, environment: str, config: RunConfig) -> Trainer:
+    """The loop that serves, at its start."""
+    return make_trainer(algorithm, environment, config.total_timesteps, config.seed, config.seeds, config.loop)
+
+
+def check_room(config: RunConfig) -> None:
+    """Raise `TreadleError` unless the configured folder is free, or holds a run that may be replaced."""
+    if config.out is None:
+        return
+    folder = Path(config.out)
+    try:
+        if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+            return
+        is_run = folder.is_dir() and _read_info(folder) is not None
+    except OSError as error:
+        raise TreadleError(f"the folder {folder} cannot be read: {error.strerror}. Give another with --out.") from None
+    except TreadleError as error:
+        raise TreadleError(f"{error} It is left as it is: give another folder with --out.") from None
+    if not is_run:
+        raise TreadleError(f"{folder} exists and is not a run's folder. Give another with --out.")
+    if not config.overwrite:
+        raise TreadleError(
+            f"{folder} holds a run already. Go on with it (treadle resume {shlex.quote(str(folder))}), replace "
+            "it (--overwrite), or give another folder with --out."
+        )
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file in one step. Raises `TreadleError` when it cannot be written; the former is then as it was."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise TreadleError(f"{path} cannot be written: {error.strerror or error}. Make room, and try again.") from None
 
 
 class Chunks:
@@ -268,112 +303,56 @@ def versions() -> dict[str, str]:
     return {"treadle": __version__, "python": platform.python_version(), "platform": platform.platform(), **found}
 
 
-def _title(run: Run) -> str:
-    return f"{run.info['algorithm']} {run.info['environment']}"
+def step_of(path: Path) -> int:
+    return int(path.stem.removeprefix("step-"))
 
 
-def _make_room(folder: Path, overwrite: bool) -> None:
-    if (folder / "run.json").exists() or (folder.exists() and (not folder.is_dir() or any(folder.iterdir()))):
-        is_run = (folder / "run.json").exists()
-        if not is_run:
-            raise TreadleError(f"{folder} exists and is not a run's folder. Give another with --out.")
-        if not overwrite:
-            raise TreadleError(
-                f"{folder} holds a run already. Go on with it (treadle resume {shlex.quote(str(folder))}), replace "
-                "it (--overwrite), or give another folder with --out."
-            )
-        shutil.rmtree(folder)
+def _fresh_folder(algorithm: str, environment: str) -> Path:
+    stem = f"runs/{algorithm}-{environment.replace('/', '-').replace(':', '-')}-{time.strftime('%Y%m%d-%H%M%S')}"
+    names = (stem if number == 1 else f"{stem}-{number}" for number in itertools.count(1))
+    return next(path for path in map(Path, names) if not path.exists())
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _read_info(folder: Path) -> dict[str, Any] | None:
+    """What `run.json` says; `None` where there is none. Raises `TreadleError` when it is damaged."""
+    path = folder / "run.json"
     try:
-        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+        info = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
     except OSError as error:
-        raise TreadleError(f"the folder {folder} cannot be made: {error.strerror}. Give another with --out.") from None
+        raise TreadleError(f"{path} cannot be read: {error.strerror}.") from None
+    except (ValueError, RecursionError) as error:
+        raise _damaged(folder, str(error)) from None
+    if not isinstance(info, dict) or "format" not in info:
+        raise _damaged(folder, "it is not what Treadle writes")
+    if info["format"] != FORMAT:
+        raise TreadleError(f"{path} has format {info['format']}, and this Treadle reads format {FORMAT}.")
+    for name, kind in _INFO.items():
+        if not isinstance(info.get(name), kind):
+            raise _damaged(folder, f"'{name}' is {info.get(name)!r}")
+    known = {f.name: f for f in dataclasses.fields(RunConfig)}
+    for name in known | info["config"]:
+        value = info["config"].get(name)
+        if name not in known or not isinstance(value, _KINDS[str(known[name].type)]):
+            raise _damaged(folder, f"'{name}' in its config is {value!r}")
+    return info
 
 
-def _write(
-    writer: metrics.MetricsWriter, record: Record, step: int, per_update: int, seconds: float, run: Run
-) -> dict[str, float | None]:
-    """Write a chunk's metrics and episodes; what to show of them: means over seeds. Raises `NonFinite`."""
-    records: list[dict[str, Any]] = []
-    summary: dict[str, list[float]] = {}
-    lengths = np.asarray(record.episodes.lengths)
-    seeds, updates = lengths.shape[:2]
-    end = step + updates * per_update
-    check_finite(record.metrics, step, end)
-    for seed in range(seeds):
-        values = {name: value for name, m in record.metrics.items() if (value := _average(m, seed)) is not None}
-        records += _episodes(record, seed, step, per_update, seconds)
-        records.append({"seed": seed, "step": end, "time": seconds, **values})
-        for name, value in values.items():
-            summary.setdefault(name, []).append(value)
-    writer.write(records)
-    returns = np.asarray(record.episodes.returns)[lengths > 0]
-    shown: dict[str, float | None] = {name: float(np.mean(values)) for name, values in summary.items()}
-    return {"return": float(returns.mean()) if returns.size else None, **shown}
+_INFO = {"algorithm": str, "environment": str, "settings": dict, "config": dict, "imports": list, "resumed": list} | {
+    "wall_seconds": (int, float)
+}
+_KINDS = {"int": int, "bool": bool, "LoopName": str, "str | None": (str, type(None)), "int | None": (int, type(None))}
 
 
-def check_finite(named: Mapping[str, Any], step: int, end: int) -> None:
-    """Raise `NonFinite` naming the first metric that is not finite, the seed and the step."""
-    first: tuple[int, int, str, float] | None = None
-    for name, metric in named.items():
-        mean = metric if isinstance(metric, Mean) else Mean(metric, np.ones_like(metric))  # pyright: ignore
-        total, weight = np.asarray(mean.total), np.asarray(mean.weight)
-        bad = ~np.isfinite(total) & (weight > 0)
-        if bad.any():
-            seed, update = min(np.argwhere(bad).tolist(), key=lambda place: (place[1], place[0]))
-            candidate = (update, seed, name, float(total[seed, update]))
-            first = min(first, candidate) if first else candidate
-    if first:
-        update, seed, name, value = first
-        count = np.asarray(jax.tree.leaves(dict(named))[0]).shape[1]
-        at = step + (end - step) * (update + 1) // count
-        raise NonFinite(f"{name} became {value} at step {at:,} (seed {seed}); the run was stopped.")
-
-
-def _average(metric: Any, seed: int) -> float | None:
-    if not isinstance(metric, Mean):
-        return float(np.mean(metric[seed]))
-    weight = float(np.sum(metric.weight[seed]))
-    return float(np.sum(metric.total[seed] * (np.asarray(metric.weight[seed]) > 0)) / weight) if weight else None
-
-
-def _episodes(record: Record, seed: int, step: int, per_update: int, seconds: float) -> list[dict[str, Any]]:
-    """A line for each episode that ended; where there are very many, one for several."""
-    lengths, returns = np.asarray(record.episodes.lengths)[seed], np.asarray(record.episodes.returns)[seed]
-    update, t, env = np.nonzero(lengths)
-    num_envs = lengths.shape[2]
-    steps = step + update * per_update + (t + 1) * num_envs
-    group = -(-len(steps) // EPISODES_A_CHUNK) if len(steps) else 1
-    records = []
-    for i in range(0, len(steps), group):
-        part = slice(i, i + group)
-        index = (update[part], t[part], env[part])
-        line = {
-            "seed": seed,
-            "step": int(steps[part][-1]),
-            "time": seconds,
-            "episode_return": float(returns[index].mean()),
-            "episode_length": float(lengths[index].mean()),
-        }
-        records.append(line if group == 1 else {**line, "episodes": len(index[0])})
-    return records
-
-
-class _Signals:
-    """While it lasts, the first SIGINT or SIGTERM is only noted; a second SIGINT interrupts at once."""
-
-    def __enter__(self) -> _Signals:
-        self.received = 0
-        self._old = {}
-        for number in (signal.SIGINT, signal.SIGTERM):
-            with contextlib.suppress(ValueError):  # outside the main thread another decides
-                self._old[number] = signal.signal(number, self._note)
-        return self
-
-    def _note(self, number: int, _frame: Any) -> None:
-        if self.received and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.received = number
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
+def _damaged(folder: Path, why: str) -> TreadleError:
+    return TreadleError(
+        f"{folder / 'run.json'} is damaged: {why}. Put it right; the metadata of the run's checkpoints says the same."
+    )

@@ -180,7 +180,7 @@ class DQN(Algorithm):
     def update(self, state: DQNState, rollout: Transition, key: Array) -> tuple[DQNState, Metrics]:
         """Store the rollout; once `learning_starts` is passed, take `gradient_steps` on replayed batches; move the
         target network when its period has passed."""
-        step = state.step.add(rollout.reward.size)
+        step = state.step.add(rollout.reward.size if rollout.valid is None else jnp.sum(rollout.valid))
         memory = self.memory.add(state.memory, rollout)
         learning_rate = self.learning_rate_at(state)
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import functools
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -14,13 +11,11 @@ from jaxtyping import Array, PyTree
 
 from treadle.algorithms.base import Algorithm
 from treadle.environments.gymnasium import GymnasiumEnvironments
-from treadle.loops.execution import compiler_options
+from treadle.loops.dispatch import BLOCK, Buffers, Plan, programs
 from treadle.loops.fused import Record
-from treadle.loops.packing import Packing
 from treadle.loops.rollout import Episodes
 from treadle.loops.seeding import host_seed, purpose, seed_key
-from treadle.spaces import Space
-from treadle.types import Carry, Counter, Mean, Metrics, Obs, Spec, Transition, select, space_spec
+from treadle.types import Carry, Counter, Mean, Spec, space_spec
 
 
 class HostState(NamedTuple):
@@ -89,7 +84,7 @@ class HostLearner:
         self._key = key
         self._obs = environments.reset(host_seed(purpose(key, "reset")))
         self._masked = environments.masks_rows
-        self._programs = _programs(_Plan.of(algorithm, self.spec, self._masked))
+        self._programs = programs(Plan.of(algorithm, self.spec, self._masked))
         self._settings = self._programs.settings.pack(algorithm)
         state = self._programs.init(self._settings, purpose(key, "init"), total_timesteps)
         self._begin(state, 0)
@@ -107,15 +102,17 @@ class HostLearner:
         self._begin(state.algorithm, updates)
 
     def _begin(self, algorithm_state: PyTree, updates: int) -> None:
-        self._train_key = purpose(self._key, "train")
+        train_key = purpose(self._key, "train")
         self._returns = np.zeros(self.spec.num_envs, np.float32)
         self._lengths = np.zeros(self.spec.num_envs, np.int32)
         carry = self.algorithm.init_carry(self.spec)
         totals = jnp.zeros((2, len(self._programs.metric_names)))
-        start = _Buffers(algorithm_state, carry, jnp.asarray(updates, jnp.int32), totals)
+        start = Buffers(algorithm_state, carry, jnp.asarray(updates, jnp.int32), totals)
         self._buffers = self._programs.state.pack(start)
-        nothing = np.zeros(self.spec.num_envs, np.bool_)
-        self._receive(self._programs.act(self._settings, self._buffers, self._train_key, 0, self._obs, nothing))
+        self._act_draws = _Draws(self._programs.draw_acts, train_key)
+        self._update_draws = _Draws(self._programs.draw_updates, train_key)
+        self._round = updates
+        self._act(0, np.zeros(self.spec.num_envs, np.bool_))
 
     def advance(self, num_updates: int) -> Record:
         """`num_updates` rounds: metrics averaged over them `[1]`, episodes `[N, T, B]`."""
@@ -131,17 +128,31 @@ class HostLearner:
                 row, restarted = self._step(episodes, n, t)
                 rows.append(row)
                 if t + 1 < steps:
-                    self._receive(
-                        self._programs.act(self._settings, self._buffers, self._train_key, t + 1, self._obs, restarted)
-                    )
-            packed = tuple(np.stack(column) if steps > 1 else column[0][None] for column in zip(*rows, strict=True))
-            self._receive(self._programs.turn(self._settings, self._buffers, self._train_key, packed, tuple(extras)))
+                    self._act(t + 1, restarted)
+            self._turn(rows, extras)
         totals, self._buffers = self._programs.take_metrics(self._buffers)
         totals = np.asarray(totals)
         metrics = {
             name: Mean(totals[0, i : i + 1], totals[1, i : i + 1]) for i, name in enumerate(self._programs.metric_names)
         }
         return Record(metrics, episodes)
+
+    def _act(self, t: int, restarted: np.ndarray) -> None:
+        """Choose actions for step `t` of the round at hand."""
+        drawn, place = self._act_draws.at(self._round * self.algorithm.num_steps + t)
+        self._receive(self._programs.act(self._settings, self._buffers, drawn, place, self._obs, restarted))
+
+    def _turn(self, rows: list[tuple[np.ndarray, ...]], extras: list[PyTree]) -> None:
+        """Learn from the round's rows, and choose actions for the first step of the next round."""
+        columns = list(zip(*rows, strict=True))
+        packed = tuple(column[0][None] if len(column) == 1 else np.stack(column) for column in columns)
+        for_update, at_update = self._update_draws.at(self._round)
+        self._round += 1
+        for_act, at_act = self._act_draws.at(self._round * self.algorithm.num_steps)
+        places = np.array([at_update, at_act], np.int32)
+        self._receive(
+            self._programs.turn(self._settings, self._buffers, for_update, for_act, places, packed, tuple(extras))
+        )
 
     def _receive(self, outputs: Any) -> None:
         """Take the next action and the buffers from a dispatched program, as soon as the action is there.
@@ -184,139 +195,20 @@ class HostLearner:
 _SPINS = 3_000
 
 
-class _Buffers(NamedTuple):
-    algorithm: PyTree
-    carry: Carry
-    round: Any
-    totals: Any
-    """Sums and weights of each metric since they were last taken, `[2, K]`."""
+class _Draws:
+    """Random numbers for many steps, drawn in one dispatch when the last ones are used up: drawing them one step at a
+    time would cost more than acting itself."""
 
+    def __init__(self, draw: Any, key: Array):
+        self._draw, self._key = draw, key
+        self._start, self._block = -BLOCK, ()
 
-class _Row(NamedTuple):
-    """What the host tells the compiled program of one step: the transition without extras, and where to act next."""
-
-    transition: Transition
-    acting_obs: Obs
-    restarted: Array
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """What the compiled programs depend on: learners with equal plans share them."""
-
-    algorithm: Any
-    shapes: tuple[tuple[tuple[int, ...], str], ...]
-    observation_space: Space
-    action_space: Space
-    num_envs: int
-    masked: bool
-
-    @classmethod
-    def of(cls, algorithm: Algorithm, spec: Spec, masked: bool) -> _Plan:
-        leaves, treedef = jax.tree.flatten(algorithm)
-        shapes = tuple((tuple(leaf.shape), leaf.dtype.name) for leaf in map(jnp.asarray, leaves))
-        return cls(treedef, shapes, spec.observation_space, spec.action_space, spec.num_envs, masked)
-
-    @property
-    def example(self) -> Algorithm:
-        """An algorithm of this plan whose leaves are shapes only."""
-        leaves = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in self.shapes]
-        return jax.tree.unflatten(self.algorithm, leaves)
-
-    @property
-    def spec(self) -> Spec:
-        return space_spec(self.observation_space, self.action_space, self.num_envs, 0)
-
-
-class _Programs(NamedTuple):
-    settings: Packing
-    state: Packing
-    row: Packing
-    metric_names: list[str]
-    init: Any
-    act: Any
-    turn: Any
-    take_metrics: Any
-
-
-@functools.cache
-def _programs(plan: _Plan) -> _Programs:
-    """The three programs of the host loop: `init`, `act`, and `turn`, which learns from a rollout and acts at once."""
-    spec, example = plan.spec, plan.example
-    metric_names, state_shapes = _shapes(example, spec)
-    settings, state = Packing(example), Packing(state_shapes)
-    fresh_carry = example.init_carry(spec)
-    masks = spec.example.terminated if plan.masked else None
-    transition = _batched(spec.example._replace(valid=masks), spec.num_envs)
-    row = Packing(_Row(transition, transition.obs, transition.terminated))
-    options = compiler_options()
-
-    def init(packed, key, total_timesteps):
-        algorithm = settings.unpack(packed)
-        return algorithm.init(key, dataclasses.replace(spec, total_timesteps=total_timesteps))
-
-    def next_action(algorithm, buffers, train_key, t, obs, restarted):
-        """The keys are those of the fused loop: rollout and update of each round, then one for each step."""
-        rollout_key = jax.random.split(jax.random.fold_in(train_key, buffers.round))[0]
-        act_key = jax.random.split(jax.random.split(rollout_key, algorithm.num_steps)[t], 3)[0]
-        carry = select(restarted, fresh_carry, buffers.carry)
-        action, carry, extras = algorithm.act(buffers.algorithm, carry, obs, act_key)
-        return action, extras, state.pack(buffers._replace(carry=carry))
-
-    def act(packed, buffers, train_key, t, obs, restarted):
-        return next_action(settings.unpack(packed), state.unpack(buffers), train_key, t, obs, restarted)
-
-    def turn(packed, buffers, train_key, rows, extras):
-        algorithm, old = settings.unpack(packed), state.unpack(buffers)
-        told = jax.vmap(row.unpack)(rows)
-        rollout = told.transition._replace(extras=jax.tree.map(lambda *x: jnp.stack(x), *extras))
-        update_key = jax.random.split(jax.random.fold_in(train_key, old.round))[1]
-        algorithm_state, metrics = algorithm.update(old.algorithm, rollout, update_key)
-        totals = old.totals + _sums(metrics, metric_names)
-        new = _Buffers(algorithm_state, old.carry, old.round + 1, totals)
-        return next_action(algorithm, new, train_key, 0, told.acting_obs[-1], told.restarted[-1])
-
-    def take_metrics(buffers):
-        old = state.unpack(buffers)
-        return old.totals, state.pack(old._replace(totals=jnp.zeros_like(old.totals)))
-
-    return _Programs(
-        settings=settings,
-        state=state,
-        row=row,
-        metric_names=metric_names,
-        init=jax.jit(init, static_argnums=2, compiler_options=options),
-        act=jax.jit(act, donate_argnums=1, compiler_options=options),
-        turn=jax.jit(turn, donate_argnums=1, compiler_options=options),
-        take_metrics=jax.jit(take_metrics, donate_argnums=0, compiler_options=options),
-    )
-
-
-def _shapes(algorithm: Algorithm, spec: Spec) -> tuple[list[str], _Buffers]:
-    """The names of the metrics, and the shapes of what is kept between dispatches."""
-
-    def one_round(algorithm, key):
-        state, carry = algorithm.init(key, spec), algorithm.init_carry(spec)
-        transition = _batched(spec.example, spec.num_envs)
-        _, carry, extras = algorithm.act(state, carry, transition.obs, key)
-        step = transition._replace(extras=extras)
-        rollout = jax.tree.map(lambda x: jnp.broadcast_to(x, (algorithm.num_steps, *jnp.shape(x))), step)
-        state, metrics = algorithm.update(state, rollout, key)
-        return state, carry, metrics
-
-    state, carry, metrics = jax.eval_shape(one_round, algorithm, jax.random.key(0))
-    names = sorted(metrics)
-    number = jax.ShapeDtypeStruct((), jnp.int32)
-    return names, _Buffers(state, carry, number, jax.ShapeDtypeStruct((2, len(names)), jnp.float32))
-
-
-def _sums(metrics: Metrics, names: list[str]) -> Array:
-    means = [m if isinstance(m, Mean) else Mean(jnp.asarray(m), jnp.ones(())) for m in (metrics[n] for n in names)]
-    return jnp.stack([jnp.stack([m.total for m in means]), jnp.stack([m.weight for m in means])])
-
-
-def _batched(example: PyTree, num_envs: int) -> PyTree:
-    return jax.tree.map(lambda x: jnp.broadcast_to(x, (num_envs, *jnp.shape(x))), example)
+    def at(self, number: int) -> tuple[tuple[Array, ...], int]:
+        """The block that holds what step `number` needs, and where in it."""
+        if not 0 <= number - self._start < BLOCK:
+            self._start = number
+            self._block = self._draw(self._key, np.int32(number))
+        return self._block, number - self._start
 
 
 def host_spec(algorithm: Algorithm, environments: GymnasiumEnvironments, total_timesteps: int) -> Spec:
