@@ -9,7 +9,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint format bench clean
+.PHONY: help setup demo test test-slow lint format bench results clean
 
 help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,6 +59,9 @@ format: $(VENV)/.installed ## Put the code into the agreed style
 
 bench: $(VENV)/.installed $(PEERS)/.installed ## Measure Treadle against its peers; writes docs/benchmarks.md
 	@$(BIN)/python benchmarks/run.py
+
+results: $(VENV)/.installed ## Train and score every preset; writes docs/results.md
+	@$(BIN)/python experiments/results.py
 
 clean: ## Remove environments, caches and builds; runs/ stays
 	rm -rf $(VENV) $(PEERS) .jax_cache .pytest_cache .ruff_cache .hypothesis build dist src/*.egg-info

@@ -117,7 +117,7 @@ def test_layers_start_different():
 def test_shapes(sizes, shapes):
     mlp = jax.eval_shape(lambda key: MLP(key, sizes), jax.random.key(0))
     assert [layer.weight.shape for layer in mlp.layers] == shapes
-    assert jax.eval_shape(mlp, jnp.ones(sizes[0])).shape == (sizes[-1],)
+    assert jax.eval_shape(lambda mlp, x: mlp(x), mlp, jnp.ones(sizes[0])).shape == (sizes[-1],)
 
 
 @pytest.mark.parametrize(

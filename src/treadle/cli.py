@@ -53,12 +53,8 @@ def _guarded(argv: list[str]) -> int:
     try:
         return _dispatch(argv)
     except TreadleError as error:
-        number = getattr(error, "signal", None)
-        if number is not None:
-            print(f"\ntreadle: {error}", file=sys.stderr)
-            return 128 + number
-        _complain(str(error))
-        return 1 if isinstance(error, NonFinite) or type(error).__name__ == "Stopped" else 2
+        print(f"treadle: {error}", file=sys.stderr)
+        return 1 if isinstance(error, NonFinite) else getattr(error, "exit_status", 2)
     except KeyboardInterrupt:
         print("\ntreadle: stopped; what was saved before is as it was.", file=sys.stderr)
         return 128 + signal.SIGINT
@@ -82,10 +78,6 @@ def _dispatch(argv: list[str]) -> int:
         )
     globals()[f"_{argv[0]}"](argv[1:])
     return 0
-
-
-def _complain(message: str) -> None:
-    print(f"treadle: {message}", file=sys.stderr)
 
 
 def _train(argv: list[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -12,13 +13,13 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from treadle import metrics, registry, settings, study
-from treadle.algorithms.base import Algorithm
+from treadle.algorithms.base import Algorithm, require
 from treadle.environments.gymnasium import GymnasiumEnvironments
 from treadle.errors import InvalidSetting, TreadleError
 from treadle.loops import evaluate as evaluation
 from treadle.loops.choose import evaluation_environment
 from treadle.loops.seeding import purpose, seed_key
-from treadle.run import Run
+from treadle.run import Run, write_whole
 
 EVALUATION_ENVIRONMENTS = 10
 LONGEST_DRAWING = 1_000
@@ -31,10 +32,12 @@ def evaluate(
 
     Returns the returns `[S, episodes]`. Each seed's evaluation has a key of its own.
     """
-    if episodes < 1:
-        raise InvalidSetting(f"episodes (--episodes) was {episodes}; it must be at least 1.")
-    if render is not None and not render.endswith(".gif"):
+    require(episodes >= 1, "episodes", episodes, "at least 1")
+    require(0 <= seed < 2**31, "seed", seed, "between 0 and 2^31 - 1")
+    if render is not None and not render.lower().endswith(".gif"):
         raise InvalidSetting(f"--render was given {render}; it must name a .gif file.")
+    # Before the episodes are played, since it may be impossible.
+    drawn = _drawn_world(run.info["environment"]) if render else None
     trainer = run.trainer()
     step = run.restore(trainer, checkpoint)
     policies = trainer.policies()
@@ -52,10 +55,10 @@ def evaluate(
     _show_evaluation(run, returns, step, where)
     if isinstance(world, GymnasiumEnvironments):
         world.close()
-    if render is not None:
+    if render is not None and drawn is not None:
         best = int(np.argmax(returns.mean(axis=1)))
         policy = jax.tree.map(lambda x: x[best], policies)
-        path = draw_episode(run, algorithm, policy, Path(render), jax.random.fold_in(key, best))
+        path = draw_episode(drawn, algorithm, policy, Path(render), jax.random.fold_in(key, best))
         print(f"Drawing of seed {best}: {path}")
     return returns
 
@@ -79,38 +82,50 @@ def _show_evaluation(run: Run, returns: np.ndarray, step: int, where: str) -> No
         "per_seed": per_seed.tolist(),
         "summary": summary._asdict(),
     }
-    path = run.folder / "evaluation.json"
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    write_whole(run.folder / "evaluation.json", json.dumps(content, indent=1) + "\n")
 
 
-def draw_episode(run: Run, algorithm: Algorithm, policy: PyTree, path: Path, key: Array) -> Path:
-    """One greedy episode as a GIF of the environment's own frames.
+def draw_episode(world: GymnasiumEnvironments, algorithm: Algorithm, policy: PyTree, path: Path, key: Array) -> Path:
+    """One greedy episode as a GIF of the environment's own frames; the environment is closed.
 
-    Raises `TreadleError` where the environment draws no frames.
+    Raises `TreadleError` where it draws no frames, or where the file cannot be written.
     """
     from PIL import Image
 
-    try:
-        world = evaluation_environment(run.info["environment"], 1, render_mode="rgb_array")
-    except TreadleError as error:
-        raise TreadleError(f"{run.info['environment']} cannot be drawn: {error}") from None
-    if not isinstance(world, GymnasiumEnvironments):
-        raise TreadleError(f"{run.info['environment']} has no drawing yet: only Gymnasium's environments are drawn.")
     frames: list[Any] = []
 
     def keep(environments: GymnasiumEnvironments) -> None:
         if len(frames) < LONGEST_DRAWING:
-            frames.append(Image.fromarray(np.asarray(environments.render()[0])))
+            frame = environments.render()[0]
+            if frame is None:
+                raise TreadleError(f"{world.name} cannot be drawn: it renders nothing in the mode rgb_array.")
+            frames.append(Image.fromarray(np.asarray(frame)))
 
     try:
         evaluation.evaluate(algorithm, policy, world, 1, key, each_step=keep)
     finally:
         world.close()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    frames[0].save(path, save_all=True, append_images=frames[1:], duration=20, loop=0, optimize=False)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        frames[0].save(temporary, "GIF", save_all=True, append_images=frames[1:], duration=20, loop=0, optimize=False)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise TreadleError(f"the drawing {path} cannot be written: {error.strerror}. Give another path.") from None
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
     return path
+
+
+def _drawn_world(name: str) -> GymnasiumEnvironments:
+    try:
+        world = evaluation_environment(name, 1, render_mode="rgb_array")
+    except (TreadleError, TypeError) as error:  # Gymnasium's, where an environment takes no render_mode
+        raise TreadleError(f"{name} cannot be drawn: {error}") from None
+    if not isinstance(world, GymnasiumEnvironments):
+        raise TreadleError(f"{name} has no drawing yet: only Gymnasium's environments are drawn.")
+    return world
 
 
 def plot(run: Run, path: Path | None = None) -> Path:

@@ -18,15 +18,17 @@ CHECKPOINT_SECONDS = 30.0
 
 
 class Interrupted(TreadleError):
-    """The run was stopped by a signal; `signal` says by which."""
+    """The run was stopped by a signal."""
 
     def __init__(self, message: str, signal_number: int):
         super().__init__(message)
-        self.signal = signal_number
+        self.exit_status = 128 + signal_number
 
 
 class Stopped(TreadleError):
     """The run could not go on, for lack of room or the like; what was saved is as it was."""
+
+    exit_status = 1
 
 
 def train(run: Run, trainer: Trainer, step: int = 0, progress: Progress | None = None) -> None:
@@ -46,7 +48,9 @@ def train(run: Run, trainer: Trainer, step: int = 0, progress: Progress | None =
         status = "finished"
     except KeyboardInterrupt:
         status = "interrupted"
-        raise Interrupted(f"stopped at once, without saving. {session.kept()}", signal.SIGINT) from None
+        raise Interrupted(
+            f"stopped at once, without saving. {session.kept()} Go on with: {run.resume_command}", signal.SIGINT
+        ) from None
     except Interrupted:
         status = "interrupted"
         raise
@@ -56,7 +60,7 @@ def train(run: Run, trainer: Trainer, step: int = 0, progress: Progress | None =
             "(--max-grad-norm) is the usual cure."
         ) from None
     except TreadleError as error:
-        raise Stopped(f"{error} {session.kept()}") from error
+        raise Stopped(f"{error} {session.kept()} To go on afterwards: {run.resume_command}") from error
     finally:
         shown.close()
         with contextlib.suppress(TreadleError):
@@ -91,13 +95,8 @@ class _Session:
                     )
 
     def kept(self) -> str:
-        """What is safe, and how to go on from it."""
         found = self.run.checkpoints()
-        if not found:
-            return "Nothing was saved."
-        return (
-            f"The last good checkpoint is at step {step_of(found[-1]):,}; go on from it with: {self.run.resume_command}"
-        )
+        return f"The last good checkpoint is at step {step_of(found[-1]):,}." if found else "Nothing was saved."
 
     def _chunk(self, writer: metrics.MetricsWriter) -> None:
         count = self.plan.next(self.step)
