@@ -213,6 +213,22 @@ def test_side_effects_stay_in_the_loop_and_see_the_draws():
     assert told == list(enumerate(draws.tolist()))
 
 
+def test_a_side_effect_of_a_branch_not_taken_does_not_happen():
+    told = []
+
+    def tell(total, key):
+        draw = jax.random.uniform(key)
+        jax.debug.callback(told.append, draw)
+        return total + draw
+
+    def body(step, key):
+        return step + 1, hoist.cond(step % 2 == 0, tell, lambda total, key: total, 0.0, key)
+
+    _, draws = jax.jit(lambda keys: hoist.scan(body, jnp.int32(0), keys))(KEYS)
+    jax.effects_barrier()
+    assert sorted(float(x) for x in told) == sorted(draws[::2].tolist())
+
+
 def _add(total, x):
     return total + x, total * x
 

@@ -16,12 +16,12 @@ from treadle import DQN, checkpoint
 from treadle.algorithms.base import Algorithm
 from treadle.environments.gymnasium import GymnasiumEnvironments
 from treadle.errors import InvalidSetting, NonFinite
-from treadle.loops import host
 from treadle.loops.choose import make_trainer
+from treadle.loops.dispatch import Plan, Programs, programs
 from treadle.loops.host import HostSeeds
 from treadle.loops.seeds import FusedSeeds
+from treadle.records import check_finite
 from treadle.registry import as_float32, as_tree
-from treadle.run import check_finite
 from treadle.spaces import Box, Discrete
 from treadle.types import Step
 
@@ -229,13 +229,14 @@ class CorridorInGymnasium(gymnasium.Env):
 def test_it_learns_what_the_fused_loop_learns():
     """Acting and learning draw from the same keys in both loops: where the world's resets are alike, all is.
 
-    Several environments, steps and gradient steps in a round, and a memory that rounds do not divide.
+    Several environments, steps and gradient steps in a round, and a memory that rounds do not divide; more rounds than
+    the host loop draws random numbers for at once.
     """
     several = {"num_envs": 3, "train_frequency": 4, "gradient_steps": 2, "capacity": 101}
     algorithm = as_float32(dataclasses.replace(SMALL, epsilon_fraction=0.2, **several))
     on_host = trainer_of(lambda: gymnasium.wrappers.TimeLimit(CorridorInGymnasium(), 9), algorithm)
     fused = FusedSeeds(algorithm, as_float32(FixedCorridor()), 1_000)
-    told, expected = on_host.advance(60), fused.advance(60)
+    told, expected = on_host.advance(300), fused.advance(300)
 
     np.testing.assert_array_equal(told.episodes.lengths, expected.episodes.lengths)
     np.testing.assert_array_equal(told.episodes.returns, expected.episodes.returns)
@@ -250,27 +251,29 @@ def test_it_learns_what_the_fused_loop_learns():
     np.testing.assert_allclose(told.metrics["loss"].total[0], loss.total.sum(), rtol=1e-3)
     np.testing.assert_array_equal(told.metrics["loss"].weight[0], loss.weight.sum())
     np.testing.assert_allclose(told.metrics["epsilon"].total[0], expected.metrics["epsilon"].sum(), rtol=1e-4)
-    assert int(on_host.state.updates.value[0]) == int(fused.state.updates.value[0]) == 60
+    assert int(on_host.state.updates.value[0]) == int(fused.state.updates.value[0]) == 300
+
+
+def compilations(p: Programs) -> list[int]:
+    return [f._cache_size() for f in (p.init, p.draw_acts, p.draw_updates, p.act, p.turn, p.take_metrics)]
 
 
 def test_a_changed_float_option_compiles_nothing_anew():
-    def programs(**changes):
+    def programs_of(**changes):
         trainer = trainer_of(algorithm=dataclasses.replace(SMALL, **changes), seed=len(changes))
         for _ in range(2):
             trainer.advance(3)
-        plan = host._Plan.of(trainer.algorithm, trainer.spec, masked=False)
-        return host._programs(plan)
+        return programs(Plan.of(trainer.algorithm, trainer.spec, masked=False))
 
-    first = programs()
-    compiled = [p._cache_size() for p in (first.init, first.act, first.turn, first.take_metrics)]
-    assert compiled[2] == 1, "a second chunk compiled anew"
-    assert programs(learning_rate=0.5) is first
-    assert programs(gamma=0.5, epsilon_end=0.2, tau=0.5) is first
-    assert [p._cache_size() for p in (first.init, first.act, first.turn, first.take_metrics)] == compiled
+    first = programs_of()
+    compiled = compilations(first)
+    assert programs_of() is first and compilations(first) == compiled, "the same again compiles nothing"
+    assert programs_of(learning_rate=0.5) is first
+    assert programs_of(gamma=0.5, epsilon_end=0.2, tau=0.5) is first
+    assert compilations(first) == compiled
 
-    trainer = trainer_of()
     double = as_float32(dataclasses.replace(SMALL, double=True))
-    assert host._programs(host._Plan.of(double, trainer.spec, masked=False)) is not first
+    assert programs(Plan.of(double, trainer_of().spec, masked=False)) is not first
 
 
 def test_seeds_are_single_seeds():

@@ -12,11 +12,13 @@ from jaxtyping import PyTree
 
 from treadle import checkpoint, registry, settings, spaces
 from treadle.algorithms.base import Algorithm
+from treadle.environments.gymnasium import GymnasiumEnvironments
 from treadle.errors import InvalidSetting, TreadleError
 from treadle.loops import evaluate as evaluation
-from treadle.loops.choose import LoopName, Trainer, evaluation_environment, make_trainer
+from treadle.loops.choose import LoopName, Trainer, evaluation_environment, is_made, make_trainer
 from treadle.loops.evaluate import Evaluation
 from treadle.loops.execution import compile_small
+from treadle.loops.host import HostSeeds
 from treadle.loops.seeding import purpose, seed_key
 from treadle.registry import as_float32
 from treadle.run import Chunks, check_finite
@@ -101,7 +103,11 @@ class Agent:
 
     def evaluate(self, episodes: int = 20, seed: int = 0) -> Evaluation:
         """Greedy episodes in Gymnasium's own environment where the world has a counterpart there, else in the
-        training world. Uses its own randomness and leaves training as it is."""
+        training world.
+
+        Uses its own randomness and leaves training as it is, except where the agent was given a Gymnasium environment
+        that is made already: training then goes on with new episodes.
+        """
         if episodes < 1:
             raise InvalidSetting(f"episodes was {episodes}; it must be at least 1.")
         policy, _ = self._known()
@@ -110,9 +116,11 @@ class Agent:
         try:
             return evaluation.evaluate(as_float32(self.algorithm.prepared()), policy, world, episodes, key)
         finally:
-            close = getattr(world, "close", None)
-            if close is not None and isinstance(self.environment, str):
-                close()
+            if is_made(self.environment):
+                if isinstance(self._trainer, HostSeeds):  # which plays there too, and was interrupted
+                    self._trainer.restore(self._trainer.state)
+            elif isinstance(world, GymnasiumEnvironments):
+                world.close()
 
     def save(self, path: str | Path) -> Path:
         """Write the lean artefact: what acting needs (policy, settings, spaces), as safetensors. Loading it runs no

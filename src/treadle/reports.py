@@ -36,10 +36,10 @@ def evaluate(
     require(0 <= seed < 2**31, "seed", seed, "between 0 and 2^31 - 1")
     if render is not None and not render.lower().endswith(".gif"):
         raise InvalidSetting(f"--render was given {render}; it must name a .gif file.")
-    # Before the episodes are played, since it may be impossible.
-    drawn = _drawn_world(run.info["environment"]) if render else None
     trainer = run.trainer()
     step = run.restore(trainer, checkpoint)
+    # Before the episodes are played, since it may be impossible.
+    drawn = _drawn_world(run.info["environment"]) if render else None
     policies = trainer.policies()
     algorithm = trainer.algorithm
     trainer.close()
@@ -72,7 +72,8 @@ def _show_evaluation(run: Run, returns: np.ndarray, step: int, where: str) -> No
         for i, r in enumerate(returns)
     ]
     summary = study.summarise(per_seed)
-    Console().print(study.table(rows, summary, title=f"{returns.shape[1]} greedy episodes a seed in {where}"))
+    episodes = "1 greedy episode" if returns.shape[1] == 1 else f"{returns.shape[1]} greedy episodes"
+    Console().print(study.table(rows, summary, title=f"{episodes} a seed in {where}"))
     print(summary.sentence())
     content = {
         "environment": where,
@@ -96,7 +97,10 @@ def draw_episode(world: GymnasiumEnvironments, algorithm: Algorithm, policy: PyT
 
     def keep(environments: GymnasiumEnvironments) -> None:
         if len(frames) < LONGEST_DRAWING:
-            frame = environments.render()[0]
+            try:
+                frame = environments.render()[0]
+            except NotImplementedError:
+                frame = None
             if frame is None:
                 raise TreadleError(f"{world.name} cannot be drawn: it renders nothing in the mode rgb_array.")
             frames.append(Image.fromarray(np.asarray(frame)))

@@ -7,6 +7,9 @@ import tomllib
 from importlib import resources
 from typing import Any
 
+import jax
+import numpy as np
+
 from treadle import registry
 from treadle.errors import InvalidSetting, TreadleError, UnknownName, nearest
 
@@ -54,6 +57,8 @@ def describe(algorithm: Any) -> dict[str, Any]:
     values = {}
     for f in dataclasses.fields(algorithm):
         value = getattr(algorithm, f.name)
+        if isinstance(value, (np.generic, np.ndarray, jax.Array)) and value.ndim == 0:
+            value = value.item()
         if value is None or isinstance(value, (bool, int, float, str)):
             values[f.name] = value
         elif isinstance(value, tuple):
@@ -92,7 +97,7 @@ def restore(algorithm: str, settings: dict[str, Any], **own: Any) -> Any:
 def presets(algorithm: str | None = None, environment: str | None = None) -> list[Preset]:
     """All presets, or those of an algorithm or an environment."""
     found = []
-    for folder in sorted(resources.files("treadle.presets").iterdir(), key=lambda f: f.name):
+    for folder in sorted((resources.files("treadle") / "presets").iterdir(), key=lambda f: f.name):
         if not folder.is_dir() or algorithm not in (None, folder.name):
             continue
         for file in sorted(folder.iterdir(), key=lambda f: f.name):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+import types
+import typing
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Literal, Self
 
+import numpy as np
 from jaxtyping import Array
 
 from treadle import registry
@@ -37,6 +40,11 @@ class Algorithm:
     def check(self, spec: Spec | None = None) -> None:
         """Raise `InvalidSetting` or `UnsupportedSpace` for settings that make no sense; called where a user's values
         come in. Without a `spec` only the settings themselves are checked."""
+        hints = typing.get_type_hints(type(self))
+        for field in fields(self):
+            value, hint = getattr(self, field.name), hints[field.name]
+            if registry.is_static(hint):
+                require(_is_a(value, hint), field.name, repr(value), _named(hint))
         require(self.num_envs >= 1, "num_envs", self.num_envs, "at least 1")
 
     def prepared(self) -> Self:
@@ -73,3 +81,30 @@ def require(condition: bool, setting: str, given: Any, expected: str) -> None:
     if not condition:
         flag = "--" + setting.replace("_", "-")
         raise InvalidSetting(f"{setting} ({flag}) was {given}; it must be {expected}.")
+
+
+def _is_a(value: Any, annotation: Any) -> bool:
+    """Whether a value is what the annotation of a static field says."""
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is Literal:
+        return value in arguments
+    if origin is tuple:
+        return isinstance(value, tuple) and all(_is_a(v, arguments[0]) for v in value)
+    if origin in (typing.Union, types.UnionType):
+        return any(_is_a(value, a) for a in arguments)
+    if annotation is int:
+        return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    return isinstance(value, annotation)
+
+
+def _named(annotation: Any) -> str:
+    """What a value of this annotation is, in words."""
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is Literal:
+        return f"one of {', '.join(map(str, arguments))}"
+    if origin is tuple:
+        return "a tuple, such as (64, 64)"
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_named(a) for a in arguments)
+    words = {int: "a whole number", bool: "True or False", str: "a text", type(None): "None"}
+    return words.get(annotation, str(annotation))

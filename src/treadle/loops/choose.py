@@ -28,7 +28,7 @@ def resolve(environment: Any, loop: LoopName = "auto") -> Environment | Callable
     """
     if isinstance(environment, str):
         return _resolve_name(environment, loop)
-    if isinstance(environment, Environment):
+    if _is_world(environment):
         if loop == "host":
             raise TreadleError("--loop host runs Gymnasium environments; a world in JAX has the fused loop.")
         return environment
@@ -39,6 +39,17 @@ def resolve(environment: Any, loop: LoopName = "auto") -> Environment | Callable
         return GymnasiumEnvironments(environment, num_envs, **options)
 
     return ready
+
+
+def is_made(environment: Any) -> bool:
+    """Whether it is a Gymnasium environment that exists already, alone or a vector of them. Whoever plays in it
+    disturbs whoever else does."""
+    return hasattr(environment, "unwrapped")
+
+
+def _is_world(environment: Any) -> bool:
+    """Whether it is a world in JAX; a Gymnasium environment may happen to have attributes of the same names."""
+    return isinstance(environment, Environment) and not is_made(environment)
 
 
 def _resolve_name(name: str, loop: LoopName) -> Environment | Callable[..., GymnasiumEnvironments]:
@@ -115,7 +126,9 @@ def evaluation_environment(environment: Any, num_envs: int, **options: Any) -> E
         if name is not None or ":" in task:
             return GymnasiumEnvironments(name or task, num_envs, **options)
     world = resolve(environment)
-    return as_float32(world) if isinstance(world, Environment) else world(num_envs, **options)
+    if isinstance(world, Environment):
+        return as_float32(world)
+    return world(1 if is_made(environment) else num_envs, **options)
 
 
 def evaluated_as(name: str) -> str:

@@ -89,7 +89,7 @@ def programs(plan: Plan) -> Programs:
     What is random in them is drawn beforehand, for `BLOCK` steps at once, by `draw_acts` and `draw_updates`.
     """
     spec, example = plan.spec, plan.example
-    shapes = _shapes(example, spec)
+    shapes = _shapes(example, spec, plan.masked)
     settings, state = Packing(example), Packing(shapes.buffers)
     fresh_carry = example.init_carry(spec)
     row = Packing(_row_shapes(spec, plan.masked))
@@ -184,10 +184,10 @@ class _Shapes(NamedTuple):
     update: tuple
 
 
-def _shapes(algorithm: Algorithm, spec: Spec) -> _Shapes:
+def _shapes(algorithm: Algorithm, spec: Spec, masked: bool) -> _Shapes:
     def one_round(algorithm, key):
         state, carry = algorithm.init(key, spec), algorithm.init_carry(spec)
-        transition = _batched(spec.example, spec.num_envs)
+        transition = _row_shapes(spec, masked).transition
         _, carry, extras = algorithm.act(state, carry, transition.obs, key)
         step = transition._replace(extras=extras)
         rollout = jax.tree.map(lambda x: jnp.broadcast_to(x, (algorithm.num_steps, *jnp.shape(x))), step)

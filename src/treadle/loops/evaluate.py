@@ -69,23 +69,30 @@ def _evaluate_host(
     finished: list[list[tuple[float, int]]] = [[] for _ in range(num_envs)]
     obs = environments.reset(host_seed(key))
     returns, lengths, number = np.zeros(num_envs), np.zeros(num_envs, int), 0
-    while any(len(f) < q for f, q in zip(finished, quota, strict=True)):
+    full, cut = quota == 0, np.zeros(num_envs, bool)
+    while not full.all():
         if each_step is not None:
             each_step(environments)
         action, carry = _greedy(algorithm, policy, carry, obs, jax.random.fold_in(key, number))
         step = environments.step(np.asarray(action))
-        live = np.ones(num_envs, bool) if step.valid is None else step.valid
+        obs, number = step.obs, number + 1
+        live = ~cut if step.valid is None else step.valid & ~cut
         returns += np.where(live, step.reward, 0.0)
         lengths += live
-        overlong = live & (lengths >= limit)
-        ended = (step.terminated | step.truncated) & live
-        for i in np.flatnonzero(ended | overlong):
-            if len(finished[i]) < quota[i]:
+        ended = step.terminated | step.truncated
+        overlong = live & ~ended & (lengths >= limit)
+        for i in np.flatnonzero(live & (ended | overlong)):
+            if not full[i]:
                 finished[i].append((float(returns[i]), int(lengths[i])))
+                full[i] = len(finished[i]) == quota[i]
             returns[i], lengths[i] = 0.0, 0
         restarted = ended if step.valid is None else ended | ~step.valid
+        # Only all environments together can be reset, so that one whose episode was cut waits for the others.
+        cut = (cut | overlong) & ~ended
+        if (cut | full).all() and not full.all():
+            obs = environments.reset(host_seed(jax.random.fold_in(purpose(key, "reset"), number)))
+            cut, restarted = np.zeros(num_envs, bool), np.ones(num_envs, bool)
         carry = select(jnp.asarray(restarted), fresh, carry)
-        obs, number = step.obs, number + 1
     flat = [episode for episodes_of_one in finished for episode in episodes_of_one]
     return Evaluation(
         np.asarray([r for r, _ in flat], np.float32),
@@ -113,7 +120,7 @@ def _jax_episodes(algorithm, policy, environment, episodes, key):
         act_key, step_key = jax.random.split(jax.random.fold_in(key, number))
         action, carry, _ = algorithm.act(policy, carry, obs, act_key, explore=False)
         env_state, step = jax.vmap(environment.step)(env_state, action, jax.random.split(step_key, episodes))
-        returns, lengths = returns + alive * step.reward, lengths + alive
+        returns, lengths = returns + jnp.where(alive, step.reward, 0.0), lengths + alive
         alive = alive & ~step.terminated & (lengths < limit)
         return env_state, step.obs, carry, alive, returns, lengths, number + 1
 
