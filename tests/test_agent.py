@@ -94,6 +94,12 @@ def test_mistakes_are_told_before_anything_is_trained():
         Agent(SMALL, "Pendulum-v1").learn(10)
     with pytest.raises(InvalidSetting, match=r"total_timesteps.*was 0"):
         Agent(SMALL, "CartPole-v1").learn(0)
+    with pytest.raises(InvalidSetting, match=r"total_timesteps.*was 50000.0; it must be a whole number"):
+        Agent(SMALL, "CartPole-v1").learn(5e4)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(InvalidSetting, match=r"seed \(--seed\) was -1"):
+        Agent(SMALL, "CartPole-v1", seed=-1).learn(10)
+    with pytest.raises(InvalidSetting, match=r"loop \(--loop\) was 'hots'; it must be one of auto, fused, host"):
+        Agent(SMALL, "CartPole-v1", loop="hots").learn(10)  # pyright: ignore[reportArgumentType]
     with pytest.raises(TreadleError, match="--loop fused"):
         Agent(SMALL, "Acrobot-v1", loop="fused").learn(10)
     with pytest.raises(TreadleError, match="--loop host"):
@@ -101,7 +107,7 @@ def test_mistakes_are_told_before_anything_is_trained():
 
 
 def test_mistakes_in_going_on(agent):
-    with pytest.raises(InvalidSetting, match="total_timesteps was -5"):
+    with pytest.raises(InvalidSetting, match=r"total_timesteps.*was -5"):
         agent.learn(-5)
     with pytest.raises(InvalidSetting, match="episodes was 0"):
         agent.evaluate(episodes=0)

@@ -56,6 +56,8 @@ class Episodes(gymnasium.Env):
     observation_space = gymnasium.spaces.Box(0.0, np.inf, (1,), np.float32)
     action_space = gymnasium.spaces.Discrete(2)
 
+    max_episode_steps = None  # with which it has all the attributes of a world in JAX
+
     def __init__(self, length: int | None = None):
         self.length = length
         self.began = self.steps = self.until = 0

@@ -10,18 +10,18 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from treadle import checkpoint, registry, settings, spaces
+from treadle import checkpoint, records, registry, settings, spaces
 from treadle.algorithms.base import Algorithm
 from treadle.environments.gymnasium import GymnasiumEnvironments
 from treadle.errors import InvalidSetting, TreadleError
 from treadle.loops import evaluate as evaluation
-from treadle.loops.choose import LoopName, Trainer, evaluation_environment, is_made, make_trainer
+from treadle.loops.choose import LoopName, Trainer, check_timesteps, evaluation_environment, is_made, make_trainer
 from treadle.loops.evaluate import Evaluation
 from treadle.loops.execution import compile_small
 from treadle.loops.host import HostSeeds
 from treadle.loops.seeding import purpose, seed_key
 from treadle.registry import as_float32
-from treadle.run import Chunks, check_finite
+from treadle.run import Chunks
 from treadle.spaces import Discrete
 from treadle.types import Spec, space_spec
 
@@ -64,8 +64,7 @@ class Agent:
                     "a new one, or continue a run from its folder with `treadle resume`."
                 )
             self._trainer = make_trainer(self.algorithm, self.environment, total_timesteps, self.seed, 1, self.loop)
-        elif total_timesteps < 1:
-            raise InvalidSetting(f"total_timesteps was {total_timesteps}; it must be at least 1.")
+        check_timesteps(total_timesteps)
         trainer = self._trainer
         per_update = self.algorithm.num_steps * self.algorithm.num_envs
         plan = Chunks(total_timesteps, per_update, host=not trainer.exact_resume)
@@ -73,10 +72,12 @@ class Agent:
         while done < plan.total_steps:
             count = plan.next(done)
             record = trainer.advance(count)
-            check_finite(record.metrics, self.step, self.step + count * per_update)
+            records.check(record, self.step, per_update)
             done += count * per_update
             self.step += count * per_update
-        self._policy = jax.tree.map(lambda x: x[0], trainer.policies())
+        policies = trainer.policies()
+        records.check_policy(policies, self.step)
+        self._policy = jax.tree.map(lambda x: x[0], policies)
         self._spec = trainer.spec
         return self
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Literal, TypeVar
 
 import jax
+import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PyTree
 
@@ -30,7 +31,7 @@ def make(
     """
     parts = []
     if max_grad_norm is not None:
-        parts.append(optax.clip_by_global_norm(max_grad_norm))  # pyright: ignore[reportArgumentType]
+        parts.append(clip_by_global_norm(max_grad_norm))
     if max_grad_value is not None:
         parts.append(optax.clip(max_grad_value))  # pyright: ignore[reportArgumentType]
     rules = {
@@ -39,6 +40,21 @@ def make(
         "sgd": optax.identity,
     }
     return optax.chain(*parts, rules[name]())
+
+
+def clip_by_global_norm(max_norm: float | Array) -> optax.GradientTransformation:
+    """Scale gradients down to a global norm of `max_norm`; shorter ones stay as they are.
+
+    What `optax.clip_by_global_norm` does, as one factor that the compiler merges into the step behind it: dividing
+    every element instead took a tenth of a small network's whole training step.
+    """
+
+    def clip(gradients: PyTree, _: PyTree) -> PyTree:
+        norm = optax.tree.norm(gradients)
+        factor = jnp.where(norm < max_norm, 1.0, max_norm / norm)
+        return jax.tree.map(lambda g: factor * g, gradients)
+
+    return optax.stateless(clip)
 
 
 def start(optimiser: optax.GradientTransformation, parameters: PyTree) -> optax.OptState:

@@ -22,10 +22,9 @@ def lines(record: Record, step: int, per_update: int, seconds: float) -> list[di
 
     Raises `NonFinite` when a metric or an episode's return is NaN or infinite.
     """
+    check(record, step, per_update)
     returns, lengths = np.asarray(record.episodes.returns), np.asarray(record.episodes.lengths)
     end = step + lengths.shape[1] * per_update
-    total = np.asarray(returns.sum(axis=(2, 3), dtype=np.float64))
-    check_finite({**record.metrics, "episode_return": Mean(total, np.ones_like(total))}, step, end)
     found: list[dict[str, Any]] = []
     for seed in range(len(lengths)):
         values = {name: value for name, m in record.metrics.items() if (value := _average(m, seed)) is not None}
@@ -43,6 +42,14 @@ def summary(record: Record) -> dict[str, float | None]:
         values = [value for seed in range(len(lengths)) if (value := _average(metric, seed)) is not None]
         shown[name] = float(np.mean(values)) if values else None
     return shown
+
+
+def check(record: Record, step: int, per_update: int) -> None:
+    """Raise `NonFinite` when a metric or an episode's return in a chunk that began at `step` is NaN or infinite."""
+    returns = np.asarray(record.episodes.returns)
+    total = np.asarray(returns.sum(axis=(2, 3), dtype=np.float64))
+    end = step + returns.shape[1] * per_update
+    check_finite({**record.metrics, "episode_return": Mean(total, np.ones_like(total))}, step, end)
 
 
 def check_finite(named: Mapping[str, Any], step: int, end: int) -> None:

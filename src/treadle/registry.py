@@ -118,10 +118,12 @@ def as_tree(cls: type[T]) -> type[T]:
 
 
 def as_float32(tree: T) -> T:
-    """Python and NumPy floats in a tree as float32 arrays, so that a changed value never changes a type."""
+    """Python and NumPy numbers in a tree as float32 arrays, so that a changed value never changes a type: the user
+    may write `gamma=1`."""
 
     def cast(leaf):
-        return jnp.asarray(leaf, jnp.float32) if isinstance(leaf, float) else leaf
+        is_number = isinstance(leaf, (int, float)) and not isinstance(leaf, bool)
+        return jnp.asarray(leaf, jnp.float32) if is_number else leaf
 
     return jax.tree.map(cast, tree)
 

@@ -20,7 +20,6 @@ from treadle.algorithms.base import Algorithm, require
 from treadle.environments.gymnasium import counterpart
 from treadle.errors import TreadleError
 from treadle.loops.choose import LoopName, Trainer, make_trainer
-from treadle.records import check_finite as check_finite
 
 FORMAT = 1
 KEPT_CHECKPOINTS = 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -94,7 +95,7 @@ class DQN(Algorithm):
     """Between the layers."""
     initialisation: Initialisation = "orthogonal"
     """Orthogonal weights and zero biases, or both scaled by 1/sqrt(inputs) (PyTorch's default)."""
-    network: Any = None
+    network: Callable[..., Any] | None = None
     """Your own network instead of the built-in one, from one observation to the values of all actions: any callable
     JAX tree. Its weights are where every seed starts."""
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import typing
 from collections.abc import Callable
 from typing import Any, Literal
 
 from treadle import registry
-from treadle.algorithms.base import Algorithm
+from treadle.algorithms.base import Algorithm, require
 from treadle.environments import gymnasium as host_environments
 from treadle.environments.base import Environment
 from treadle.environments.gymnasium import GymnasiumEnvironments
@@ -26,6 +27,8 @@ def resolve(environment: Any, loop: LoopName = "auto") -> Environment | Callable
     `environment` is a name (of Treadle or Gymnasium), a JAX world, a function that makes a Gymnasium environment, or
     a Gymnasium vector environment. Raises `UnknownName` or `TreadleError`.
     """
+    names = typing.get_args(LoopName)
+    require(loop in names, "loop", repr(loop), f"one of {', '.join(names)}")
     if isinstance(environment, str):
         return _resolve_name(environment, loop)
     if _is_world(environment):
@@ -78,6 +81,12 @@ def _resolve_name(name: str, loop: LoopName) -> Environment | Callable[..., Gymn
     return host
 
 
+def check_timesteps(total_timesteps: Any) -> None:
+    """Raise `InvalidSetting` unless it is a whole number of steps that can be counted in 32 bits."""
+    fits = hasattr(total_timesteps, "__index__") and 1 <= total_timesteps < 2**31
+    require(fits, "total_timesteps", total_timesteps, "a whole number between 1 and 2^31 - 1")
+
+
 def make_trainer(
     algorithm: Algorithm,
     environment: Any,
@@ -90,11 +99,13 @@ def make_trainer(
 
     Raises `InvalidSetting`, `UnsupportedSpace`, `UnknownName` or another `TreadleError`.
     """
-    if num_seeds < 1:
-        raise InvalidSetting(f"seeds (--seeds) was {num_seeds}; it must be at least 1.")
-    if not 1 <= total_timesteps < 2**31:
+    require(num_seeds >= 1, "seeds", num_seeds, "at least 1")
+    require(0 <= seed < 2**31, "seed", seed, "between 0 and 2^31 - 1")
+    check_timesteps(total_timesteps)
+    if num_seeds > 1 and is_made(environment):
         raise InvalidSetting(
-            f"total_timesteps (--total-timesteps) was {total_timesteps}; it must be between 1 and 2^31 - 1."
+            f"seeds was {num_seeds}, and {environment!r} is made already: the seeds would play in the same one. Give "
+            "a function that makes one."
         )
     algorithm.check()
     world = resolve(environment, loop)
