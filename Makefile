@@ -43,7 +43,7 @@ demo: $(VENV)/.installed ## Train DQN with 8 seeds on CartPole, evaluate every s
 	@$(BIN)/treadle plot runs/demo
 
 test: $(VENV)/.installed ## Run the tests
-	@$(BIN)/python -m pytest -n $(JOBS)
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 test-slow: $(VENV)/.installed ## Run the slow tests too: learning over many seeds
 	@$(BIN)/python -m pytest -m "slow or not slow"
