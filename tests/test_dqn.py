@@ -163,7 +163,7 @@ def test_a_network_of_the_users_own():
     state, record = _train(algorithm, CartPole(), 200)
     assert record.metrics["loss"].weight.sum() == 100
     assert not jnp.array_equal(state.algorithm.network.vector, ravel(own).vector)
-    np.testing.assert_array_equal(algorithm.network.layers[0].weight, own.layers[0].weight)
+    np.testing.assert_array_equal(ravel(algorithm.network).vector, ravel(own).vector)
 
 
 def test_evaluation_is_greedy_unless_told_otherwise():
