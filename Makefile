@@ -65,4 +65,4 @@ results: $(VENV)/.installed ## Train and score every preset; writes docs/results
 
 clean: ## Remove environments, caches and builds; runs/ stays
 	rm -rf $(VENV) $(PEERS) .jax_cache .pytest_cache .ruff_cache .hypothesis build dist src/*.egg-info
-	find src tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
+	find src tests benchmarks experiments -name __pycache__ -prune -exec rm -rf {} +

@@ -42,6 +42,8 @@ class Agent:
     """
 
     def __init__(self, algorithm: Algorithm, environment: Any, seed: int = 0, loop: LoopName = "auto"):
+        if not isinstance(algorithm, Algorithm):
+            raise InvalidSetting(f"the algorithm was {algorithm!r}; it must be one that is made, such as DQN().")
         algorithm.check()
         self.algorithm, self.environment, self.seed = algorithm, environment, seed
         self.loop: LoopName = loop

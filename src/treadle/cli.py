@@ -48,13 +48,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _guarded(argv: list[str]) -> int:
-    from treadle.errors import NonFinite
-
     try:
         return _dispatch(argv)
     except TreadleError as error:
         print(f"treadle: {error}", file=sys.stderr)
-        return 1 if isinstance(error, NonFinite) else getattr(error, "exit_status", 2)
+        return error.exit_status
     except KeyboardInterrupt:
         print("\ntreadle: stopped; what was saved before is as it was.", file=sys.stderr)
         return 128 + signal.SIGINT
@@ -211,8 +209,7 @@ def _list(argv: list[str]) -> None:
 
 
 def _parser(command: str, about: str) -> argparse.ArgumentParser:
-    parser = _Parser(prog=f"treadle {command}", description=about, allow_abbrev=False)
-    return parser
+    return _Parser(prog=f"treadle {command}", description=about, allow_abbrev=False)
 
 
 class _Parser(argparse.ArgumentParser):

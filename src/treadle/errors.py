@@ -9,6 +9,9 @@ from collections.abc import Iterable
 class TreadleError(ValueError):
     """A mistake in what the user gave, or a condition that stops a run; its text is meant to be read."""
 
+    exit_status = 2
+    """What the command line exits with."""
+
 
 class UnknownName(TreadleError):
     """A name that nothing is registered under."""
@@ -24,6 +27,8 @@ class UnsupportedSpace(TreadleError):
 
 class NonFinite(TreadleError):
     """A loss or another quantity became NaN or infinite; the run stopped and kept its last good checkpoint."""
+
+    exit_status = 1
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -40,7 +40,7 @@ class MemoryState:
 
 
 class Memory(Protocol):
-    """What an algorithm asks of its memory. Reward to `update_priorities` is the TD error of each sampled item."""
+    """What an algorithm asks of its memory. `update_priorities` is given the TD error `[N]` of each sampled item."""
 
     def init(self, example: Transition) -> MemoryState: ...
 
@@ -90,7 +90,7 @@ class UniformMemory:
             added = jnp.sum(valid, dtype=jnp.int32)
             order = jnp.cumsum(valid) - 1
             kept = valid & (order >= added - self.capacity)
-            indices = jnp.where(kept, (position + order) % self.capacity, self.capacity)
+            indices = jnp.where(kept, (position + order) % self.capacity, self.capacity + jnp.arange(count))
 
         return MemoryState(
             words=_write(state.words, words, indices, contiguous=valid is None),

@@ -80,8 +80,9 @@ def check_policy(policy: PyTree, step: int) -> None:
 def _average(metric: Any, seed: int) -> float | None:
     if not isinstance(metric, Mean):
         return float(np.mean(metric[seed]))
-    weight = float(np.sum(metric.weight[seed]))
-    return float(np.sum(metric.total[seed] * (np.asarray(metric.weight[seed]) > 0)) / weight) if weight else None
+    weight = np.asarray(metric.weight[seed])
+    total = np.where(weight > 0, metric.total[seed], 0.0)  # what has no weight may be NaN
+    return float(np.sum(total) / np.sum(weight)) if weight.any() else None
 
 
 def _episodes(

@@ -56,6 +56,7 @@ class Registry:
         return decorate
 
     def names(self) -> list[str]:
+        """All names, sorted."""
         self._discover()
         return sorted(self._entries)
 
@@ -78,6 +79,7 @@ class Registry:
         return self._entries[name]
 
     def make(self, name: str, **fields: Any) -> Any:
+        """An instance of what `name` stands for. Raises `UnknownName`."""
         cls, overrides = self.find(name)
         return cls(**{**overrides, **fields})
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from treadle.algorithms.base import Algorithm, require
 from treadle.environments.gymnasium import GymnasiumEnvironments
 from treadle.errors import InvalidSetting, TreadleError
 from treadle.loops import evaluate as evaluation
-from treadle.loops.choose import evaluation_environment
+from treadle.loops.choose import evaluated_as, evaluation_environment
 from treadle.loops.seeding import purpose, seed_key
 from treadle.run import Run, write_whole
 
@@ -51,7 +52,8 @@ def evaluate(
         found = evaluation.evaluate(algorithm, policy, world, episodes, jax.random.fold_in(key, index))
         scores.append(np.asarray(found.returns))
     returns = np.stack(scores)
-    where = f"Gymnasium's {world.name}" if isinstance(world, GymnasiumEnvironments) else run.info["environment"]
+    is_host = isinstance(world, GymnasiumEnvironments)
+    where = f"Gymnasium's {world.name}" if is_host else evaluated_as(run.info["environment"])
     _show_evaluation(run, returns, step, where)
     if isinstance(world, GymnasiumEnvironments):
         world.close()
@@ -139,7 +141,8 @@ def plot(run: Run, path: Path | None = None) -> Path:
     if not any("episode_return" in record for record in records):
         raise TreadleError(f"{run.folder} has no finished episode yet, so there is nothing to draw.")
     curves = study.learning_curves(records)
-    title = f"{run.info['algorithm']} in {run.info['environment']}, {run.config.seeds} seeds"
+    seeds = "1 seed" if run.config.seeds == 1 else f"{run.config.seeds} seeds"
+    title = f"{run.info['algorithm']} in {run.info['environment']}, {seeds}"
     return study.plot_learning_curve(curves, target, title)
 
 
@@ -164,7 +167,5 @@ def show_list() -> None:
 
 
 def _first_line(cls: type) -> str:
-    import sys
-
     module = sys.modules[cls.__module__].__doc__ or cls.__doc__ or ""
     return module.strip().splitlines()[0] if module.strip() else ""

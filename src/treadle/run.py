@@ -18,7 +18,7 @@ from typing import Any
 from treadle import __version__, checkpoint, metrics, records, registry, settings
 from treadle.algorithms.base import Algorithm, require
 from treadle.environments.gymnasium import counterpart
-from treadle.errors import TreadleError
+from treadle.errors import InvalidSetting, TreadleError
 from treadle.loops.choose import LoopName, Trainer, make_trainer
 
 FORMAT = 1
@@ -138,9 +138,7 @@ class Run:
         try:
             algorithm = settings.restore(self.info["algorithm"], self.info["settings"], **own)
             algorithm.check()
-        except TreadleError:
-            raise
-        except (TypeError, ValueError, AttributeError) as error:
+        except (InvalidSetting, TypeError, AttributeError) as error:
             raise _damaged(self.folder, f"its settings make no sense ({error})") from None
         return algorithm
 
@@ -172,8 +170,8 @@ class Run:
         return start(self.algorithm(), self.info["environment"], self.config)
 
     def checkpoints(self) -> list[Path]:
-        """Oldest first."""
-        return sorted((self.folder / "checkpoints").glob("step-*.safetensors"))
+        """Oldest first; files that carry other names are none of them."""
+        return sorted(p for p in (self.folder / "checkpoints").glob("step-*.safetensors") if p.stem[5:].isdecimal())
 
     def save_checkpoint(self, trainer: Trainer, step: int) -> Path:
         """Raises `NonFinite` for a policy that holds NaN, and `CheckpointError` where it cannot be written."""
@@ -303,6 +301,7 @@ def versions() -> dict[str, str]:
 
 
 def step_of(path: Path) -> int:
+    """The step at which a run's checkpoint was taken, by its name."""
     return int(path.stem.removeprefix("step-"))
 
 
@@ -346,7 +345,8 @@ def _read_info(folder: Path) -> dict[str, Any] | None:
 
 
 _INFO = {"algorithm": str, "environment": str, "settings": dict, "config": dict, "imports": list, "resumed": list} | {
-    "wall_seconds": (int, float)
+    "versions": dict,
+    "wall_seconds": (int, float),
 }
 _KINDS = {"int": int, "bool": bool, "LoopName": str, "str | None": (str, type(None)), "int | None": (int, type(None))}
 

@@ -63,18 +63,9 @@ def describe(algorithm: Any) -> dict[str, Any]:
             values[f.name] = value
         elif isinstance(value, tuple):
             values[f.name] = list(value)
-        elif isinstance(value, Own):
-            values[f.name] = {"own": value.description}
         else:
             values[f.name] = {"own": type(value).__name__}
     return values
-
-
-@dataclasses.dataclass(frozen=True)
-class Own:
-    """Stands for a part that the user brought and that a file cannot bring back."""
-
-    description: str
 
 
 def restore(algorithm: str, settings: dict[str, Any], **own: Any) -> Any:

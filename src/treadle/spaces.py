@@ -29,6 +29,7 @@ class Discrete:
         return jax.random.randint(key, shape, 0, self.n, jnp.int32)
 
     def describe(self) -> dict[str, Any]:
+        """The space as JSON values; `from_description` is the inverse."""
         return {"type": "Discrete", "n": self.n, "start": self.start}
 
 
@@ -58,6 +59,7 @@ class Box:
         return sample.astype(self.dtype)
 
     def describe(self) -> dict[str, Any]:
+        """The space as JSON values; `from_description` is the inverse."""
         return {
             "type": "Box",
             "low": np.asarray(self.low, np.float64).tolist(),

@@ -88,6 +88,7 @@ class Counter(NamedTuple):
         return cls(jnp.zeros((), jnp.int32))
 
     def add(self, count: int | Array) -> Counter:
+        """The counter `count` later."""
         return Counter(self.value + jnp.asarray(count, jnp.int32))
 
     def passes(self, period: int, since: Counter) -> Bool[Array, ""]:

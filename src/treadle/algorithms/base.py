@@ -43,7 +43,7 @@ class Algorithm:
         hints = typing.get_type_hints(type(self))
         for field in fields(self):
             value, hint = getattr(self, field.name), hints[field.name]
-            if registry.is_static(hint):
+            if registry.is_static(hint) or hint in (float, float | None):
                 require(_is_a(value, hint), field.name, repr(value), _named(hint))
         require(self.num_envs >= 1, "num_envs", self.num_envs, "at least 1")
 
@@ -92,6 +92,8 @@ def _is_a(value: Any, annotation: Any) -> bool:
         return isinstance(value, tuple) and all(_is_a(v, arguments[0]) for v in value)
     if origin in (typing.Union, types.UnionType):
         return any(_is_a(value, a) for a in arguments)
+    if annotation is float:
+        return isinstance(value, (int, float)) or getattr(value, "ndim", None) == 0
     if annotation is int:
         return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
     return isinstance(value, annotation)
@@ -106,5 +108,5 @@ def _named(annotation: Any) -> str:
         return "a tuple, such as (64, 64)"
     if origin in (typing.Union, types.UnionType):
         return " or ".join(_named(a) for a in arguments)
-    words = {int: "a whole number", bool: "True or False", str: "a text", type(None): "None"}
+    words = {int: "a whole number", float: "a number", bool: "True or False", str: "a text", type(None): "None"}
     return words.get(annotation, str(annotation))

@@ -22,6 +22,8 @@ from treadle.types import Counter, Mean, Metrics, Spec, Transition
 
 
 class DQNState(NamedTuple):
+    """Everything that changes while DQN learns."""
+
     network: Raveled
     target_network: Raveled
     opt_state: optax.OptState
@@ -142,10 +144,10 @@ class DQN(Algorithm):
             )
         if self.network is None:
             return
-        wanted = (spec.action_space.n,)
+        wanted, network = (spec.action_space.n,), ravel(self.network)
         try:
-            given = jax.eval_shape(ravel(self.network), spec.example.obs).shape
-        except TypeError as error:
+            given = jax.eval_shape(network, spec.example.obs).shape
+        except (TypeError, ValueError) as error:
             shape = spec.example.obs.shape
             raise InvalidSetting(f"the network cannot take an observation of shape {shape}: {error}") from None
         if given != wanted:

@@ -19,7 +19,8 @@ class Environment(Protocol):
     the rollout. `max_episode_steps` is the time limit that the rollout applies, `None` for no limit. Both methods
     are for one environment; loops `vmap` them.
 
-    A world may also offer `transitions()` (the exact table of a small world) and `scene(state)` (a drawing as data).
+    A world may also offer `transitions()` (the exact table of a small world), `scene(state)` (a drawing as data) and
+    `evaluated_as` (the name of the task behind a shaped reward, in which agents are evaluated).
     """
 
     @property

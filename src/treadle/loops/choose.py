@@ -31,6 +31,11 @@ def resolve(environment: Any, loop: LoopName = "auto") -> Environment | Callable
     require(loop in names, "loop", repr(loop), f"one of {', '.join(names)}")
     if isinstance(environment, str):
         return _resolve_name(environment, loop)
+    if isinstance(environment, type) and _is_world(environment):
+        raise InvalidSetting(
+            f"the environment was the class {environment.__name__}; it must be a world made from it: "
+            f"{environment.__name__}()."
+        )
     if _is_world(environment):
         if loop == "host":
             raise TreadleError("--loop host runs Gymnasium environments; a world in JAX has the fused loop.")
@@ -47,12 +52,12 @@ def resolve(environment: Any, loop: LoopName = "auto") -> Environment | Callable
 def is_made(environment: Any) -> bool:
     """Whether it is a Gymnasium environment that exists already, alone or a vector of them. Whoever plays in it
     disturbs whoever else does."""
-    return hasattr(environment, "unwrapped")
+    return hasattr(environment, "unwrapped") and not isinstance(environment, type)
 
 
 def _is_world(environment: Any) -> bool:
     """Whether it is a world in JAX; a Gymnasium environment may happen to have attributes of the same names."""
-    return isinstance(environment, Environment) and not is_made(environment)
+    return isinstance(environment, Environment) and not hasattr(environment, "unwrapped")
 
 
 def _resolve_name(name: str, loop: LoopName) -> Environment | Callable[..., GymnasiumEnvironments]:
@@ -100,7 +105,7 @@ def make_trainer(
     Raises `InvalidSetting`, `UnsupportedSpace`, `UnknownName` or another `TreadleError`.
     """
     require(num_seeds >= 1, "seeds", num_seeds, "at least 1")
-    require(0 <= seed < 2**31, "seed", seed, "between 0 and 2^31 - 1")
+    require(hasattr(seed, "__index__") and 0 <= seed < 2**31, "seed", seed, "a whole number between 0 and 2^31 - 1")
     check_timesteps(total_timesteps)
     if num_seeds > 1 and is_made(environment):
         raise InvalidSetting(
@@ -132,10 +137,9 @@ def make_trainer(
 def evaluation_environment(environment: Any, num_envs: int, **options: Any) -> Environment | GymnasiumEnvironments:
     """Gymnasium's own environment where the world has a counterpart there, else the training world."""
     if isinstance(environment, str):
-        task = evaluated_as(environment)
-        name = host_environments.counterpart(task)
-        if name is not None or ":" in task:
-            return GymnasiumEnvironments(name or task, num_envs, **options)
+        environment = evaluated_as(environment)
+        if host_environments.counterpart(environment) is not None or ":" in environment:
+            return GymnasiumEnvironments(environment, num_envs, **options)
     world = resolve(environment)
     if isinstance(world, Environment):
         return as_float32(world)

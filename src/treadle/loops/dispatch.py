@@ -26,6 +26,8 @@ LARGEST_DRAW = 1 << 20
 
 
 class Buffers(NamedTuple):
+    """What stays on the device between two calls."""
+
     algorithm: PyTree
     carry: Carry
     round: Any
@@ -70,6 +72,8 @@ class Plan:
 
 
 class Programs(NamedTuple):
+    """The compiled programs of a plan, and how what goes into them is packed."""
+
     settings: Packing
     state: Packing
     row: Packing

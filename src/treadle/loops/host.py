@@ -55,6 +55,7 @@ class HostSeeds:
 
     @property
     def state(self) -> HostState:
+        """What a checkpoint keeps of all seeds, stacked along a leading axis."""
         return jax.tree.map(lambda *x: jnp.stack(x), *[learner.state for learner in self._learners])
 
     def restore(self, state: HostState) -> None:
@@ -68,9 +69,11 @@ class HostSeeds:
         return jax.tree.map(lambda *x: np.stack(x), *records)
 
     def policies(self) -> PyTree:
+        """What acting greedily needs, of all seeds."""
         return self.algorithm.policy(self.state.algorithm)
 
     def close(self) -> None:
+        """Close every seed's environments."""
         for learner in self._learners:
             learner.environments.close()
 
@@ -91,6 +94,7 @@ class HostLearner:
 
     @property
     def state(self) -> HostState:
+        """A copy of what a checkpoint keeps."""
         buffers = self._programs.state.unpack(tuple(jnp.copy(b) for b in self._buffers))
         return HostState(buffers.algorithm, buffers.carry, Counter(buffers.round), self._key)
 

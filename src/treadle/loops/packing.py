@@ -44,6 +44,7 @@ class Packing:
             self.words += math.prod(shape) if fits else 0
 
     def pack(self, tree: PyTree) -> tuple[Array, ...]:
+        """The common vector, then the leaves that stay on their own."""
         parts, others = [jnp.zeros(0, jnp.uint32)], []
         for leaf, place in zip(jax.tree.leaves(tree), self._places, strict=True):
             if place.start is not None:
@@ -53,6 +54,7 @@ class Packing:
         return (jnp.concatenate(parts), *others)
 
     def unpack(self, buffers: tuple[Array, ...]) -> Any:
+        """The inverse of `pack`."""
         vector, others = buffers[0], iter(buffers[1:])
         leaves = []
         for place in self._places:

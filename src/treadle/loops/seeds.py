@@ -56,6 +56,7 @@ class FusedSeeds:
 
     @property
     def state(self) -> TrainState:
+        """What a checkpoint keeps. `advance` may reuse its memory: copy what should outlive that."""
         return jax.tree.map(lambda x: x[: self.num_seeds], self._state)
 
     def restore(self, state: TrainState) -> None:
