@@ -269,3 +269,10 @@ def test_train_can_be_compiled_and_mapped_over_keys(agent):
     assert not jnp.array_equal(vectors[0], vectors[1])
     np.testing.assert_allclose(vectors[0], state_of(agent).network.vector, atol=1e-4)
     np.testing.assert_array_equal(states.algorithm.memory.position.value, [100, 100])
+
+
+def test_a_shaped_world_is_evaluated_in_the_task_behind_it():
+    """Also where it is given as an instance: returns are steps survived, not shaped rewards."""
+    agent = Agent(DQN(hidden_sizes=(4,), learning_starts=10_000), CartPole(reward="shaped")).learn(50)
+    found = agent.evaluate(episodes=3)
+    np.testing.assert_array_equal(found.returns, found.lengths)

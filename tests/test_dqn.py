@@ -187,6 +187,7 @@ def test_evaluation_is_greedy_unless_told_otherwise():
         {"learning_rate": float("nan")},
         {"batch_size": 200, "capacity": 100},
         {"batch_size": 0},
+        {"capacity": 10**11},
         {"num_envs": 0},
         {"tau": 0.0},
         {"epsilon_start": 1.1},

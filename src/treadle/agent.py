@@ -48,6 +48,7 @@ class Agent:
         self.algorithm, self.environment, self.seed = algorithm, environment, seed
         self.loop: LoopName = loop
         self.step = 0
+        self._predictions = 0
         self._trainer: Trainer | None = None
         self._policy: PyTree | None = None
         self._carry: PyTree = None
@@ -77,14 +78,15 @@ class Agent:
             records.check(record, self.step, per_update)
             done += count * per_update
             self.step += count * per_update
-        policies = trainer.policies()
-        records.check_policy(policies, self.step)
-        self._policy = jax.tree.map(lambda x: x[0], policies)
-        self._spec = trainer.spec
+            # Kept after every chunk, so that an interrupt costs the steps at hand only.
+            policies = trainer.policies()
+            records.check_policy(policies, self.step)
+            self._policy, self._spec = jax.tree.map(lambda x: x[0], policies), trainer.spec
         return self
 
     def predict(self, obs: Any) -> np.ndarray:
-        """The greedy action for one observation `[...]`, or actions `[B]` for a batch `[B, ...]`.
+        """The action for one observation `[...]`, or actions `[B]` for a batch `[B, ...]`: greedy, but for the
+        algorithm's `evaluation_epsilon`.
 
         Discrete actions count as the environment counts them (from its `start`). Raises `TreadleError` for an
         observation of another shape, and before anything was learned.
@@ -99,7 +101,9 @@ class Agent:
             )
         batch = array if array.ndim > len(shape) else array[None]
         carry = self.algorithm.init_carry(dataclasses.replace(spec, num_envs=len(batch)))
-        action = np.asarray(_act(as_float32(self.algorithm.prepared()), policy, carry, batch, jax.random.key(0)))
+        self._predictions += 1
+        key = jax.random.fold_in(purpose(seed_key(self.seed), "predict"), self._predictions)
+        action = np.asarray(_act(as_float32(self.algorithm.prepared()), policy, carry, batch, key))
         if isinstance(spec.action_space, Discrete):
             action = action + spec.action_space.start
         return action if array.ndim > len(shape) else action[0]

@@ -176,9 +176,11 @@ def _evaluate(argv: list[str]) -> None:
     options = parser.parse_args(argv)
 
     from treadle import reports
+    from treadle.loops.execution import tune_cpu
     from treadle.run import Run
 
     _import_files(options.imports)
+    tune_cpu()
     run = Run.open(options.run)
     checkpoint = Path(options.checkpoint) if options.checkpoint else None
     reports.evaluate(run, options.episodes, options.seed, checkpoint, options.render)

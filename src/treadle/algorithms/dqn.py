@@ -118,7 +118,7 @@ class DQN(Algorithm):
         require(self.learning_rate > 0, "learning_rate", self.learning_rate, "greater than 0")
         require(0 <= self.gamma <= 1, "gamma", self.gamma, "between 0 and 1")
         for name in ("batch_size", "capacity", "train_frequency", "gradient_steps", "target_update_period"):
-            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+            require(1 <= getattr(self, name) < 2**31, name, getattr(self, name), "between 1 and 2^31 - 1")
         within = f"at most the memory's capacity, which is {self.capacity} (--capacity)"
         require(self.batch_size <= self.capacity, "batch_size", self.batch_size, within)
         require(self.learning_starts >= 0, "learning_starts", self.learning_starts, "0 or more")

@@ -136,18 +136,20 @@ def make_trainer(
 
 def evaluation_environment(environment: Any, num_envs: int, **options: Any) -> Environment | GymnasiumEnvironments:
     """Gymnasium's own environment where the world has a counterpart there, else the training world."""
-    if isinstance(environment, str):
-        environment = evaluated_as(environment)
-        if host_environments.counterpart(environment) is not None or ":" in environment:
-            return GymnasiumEnvironments(environment, num_envs, **options)
+    environment = evaluated_as(environment)
+    if isinstance(environment, str) and (host_environments.counterpart(environment) or ":" in environment):
+        return GymnasiumEnvironments(environment, num_envs, **options)
     world = resolve(environment)
     if isinstance(world, Environment):
         return as_float32(world)
     return world(1 if is_made(environment) else num_envs, **options)
 
 
-def evaluated_as(name: str) -> str:
-    """The name of the task in which agents trained in `name` are evaluated: another only for shaped rewards."""
-    if name not in registry.environments:
-        return name
-    return getattr(registry.environments.make(name), "evaluated_as", None) or name
+def evaluated_as(environment: Any) -> Any:
+    """The task in which agents trained in an environment are evaluated: another only for worlds that name one, as
+    those with a shaped reward do."""
+    if isinstance(environment, str):
+        if environment not in registry.environments:
+            return environment
+        return getattr(registry.environments.make(environment), "evaluated_as", None) or environment
+    return (getattr(environment, "evaluated_as", None) if _is_world(environment) else None) or environment

@@ -213,7 +213,8 @@ def _row_shapes(spec: Spec, masked: bool) -> Row:
 
 def _sums(metrics: Metrics, names: list[str]) -> Array:
     means = [m if isinstance(m, Mean) else Mean(jnp.asarray(m), jnp.ones(())) for m in (metrics[n] for n in names)]
-    return jnp.stack([jnp.stack([m.total for m in means]), jnp.stack([m.weight for m in means])])
+    totals = [jnp.where(m.weight > 0, m.total, 0.0) for m in means]
+    return jnp.stack([jnp.stack(totals), jnp.stack([m.weight for m in means])])
 
 
 def _batched(example: PyTree, num_envs: int) -> PyTree:
