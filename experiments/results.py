@@ -55,7 +55,7 @@ ROWS = (
         10,
         475,
         "the first default, frozen and scored before the present one; its command names it by the name it had then",
-    ),  # fmt: skip
+    ),
     Row("dqn", "CartPole-v1", "rl-zoo", 10, None, "RL Zoo's settings as published"),
     Row("dqn", "CartPole-v1", "tutorial", 10, None, "a tutorial's settings, terminals handled correctly"),
     Row("dqn", "CartPoleShaped-v1", "tutorial", 10, None, "another tutorial's, evaluated in CartPole-v1"),
