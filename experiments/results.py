@@ -47,18 +47,27 @@ class Row:
 
 
 ROWS = (
-    Row("dqn", "CartPole-v1", "default", 10, 475, "RL Zoo reports 500 from one run"),
+    Row(
+        "dqn",
+        "CartPole-v1",
+        "default",
+        10,
+        475,
+        "RL Zoo reports 500 from one run. On the seeds it was tuned on (12 of base seed 4000, 50 episodes in the JAX "
+        "twin) the IQM was 500.0, with 9 of 12 seeds at 500",
+    ),
     Row(
         "dqn",
         "CartPole-v1",
         "rl-zoo-double",
         10,
         475,
-        "the first default, frozen and scored before the present one; its command names it by the name it had then",
+        "The first default, frozen and scored before the present one; its command names it by the name it had then. "
+        "On the seeds it was tuned on the IQM was 500.0 (8 of base seed 1000) and 498.6 (16 of base seed 2000)",
     ),
     Row("dqn", "CartPole-v1", "rl-zoo", 10, None, "RL Zoo's settings as published"),
-    Row("dqn", "CartPole-v1", "tutorial", 10, None, "a tutorial's settings, terminals handled correctly"),
-    Row("dqn", "CartPoleShaped-v1", "tutorial", 10, None, "another tutorial's, evaluated in CartPole-v1"),
+    Row("dqn", "CartPole-v1", "tutorial", 10, None, "A tutorial's settings, terminals handled correctly"),
+    Row("dqn", "CartPoleShaped-v1", "tutorial", 10, None, "Another tutorial's, evaluated in CartPole-v1"),
 )
 EPISODES = 100
 
