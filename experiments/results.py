@@ -3,7 +3,7 @@
     make results            all rows
     python experiments/results.py --only dqn/CartPole-v1/default
 
-The base seed 0 is kept for scoring: presets were tuned on others.
+The base seeds 0 and 1 are kept for scoring: presets were tuned on others.
 """
 
 from __future__ import annotations
@@ -24,8 +24,7 @@ TREADLE = str(Path(sys.executable).parent / "treadle")
 INTRODUCTION = """# Results
 
 What the presets reach. Each row was trained and evaluated by the command beside it, at the commit named; `make results`
-does all of them anew. Presets were frozen before they were scored, and the seeds scored here (base seed 0) were never
-tuned on. Returns are means of {episodes} greedy episodes a seed in Gymnasium's own environment; the interval is a 95%
+does all of them anew. Presets were frozen before they were scored, and the seeds scored here were never tuned on. Returns are means of {episodes} greedy episodes a seed in Gymnasium's own environment; the interval is a 95%
 percentile bootstrap over seeds. Seeds that failed stay in the table.
 """
 
@@ -40,6 +39,7 @@ class Row:
     seeds: int
     must_reach: float | None
     remark: str = ""
+    seed: int = 0
 
     @property
     def name(self) -> str:
@@ -53,8 +53,18 @@ ROWS = (
         "default",
         10,
         475,
-        "RL Zoo reports 500 from one run. On the seeds it was tuned on (12 of base seed 4000, 50 episodes in the JAX "
-        "twin) the IQM was 500.0, with 9 of 12 seeds at 500",
+        "RL Zoo reports 500 from one run. The learning rate was lowered after a look at curves of base seed 0, so this "
+        "row is scored on base seed 1, which nobody had looked at; tuned on base seed 6000 (8 seeds: IQM 500.0)",
+        seed=1,
+    ),
+    Row(
+        "dqn",
+        "CartPole-v1",
+        "double-128",
+        10,
+        475,
+        "The second default, called `default` in its command, frozen and scored before the present one. On the seeds it "
+        "was tuned on the IQM was 500.0 (12 of base seed 4000)",
     ),
     Row(
         "dqn",
@@ -62,7 +72,7 @@ ROWS = (
         "rl-zoo-double",
         10,
         475,
-        "The first default, frozen and scored before the present one; its command names it by the name it had then. "
+        "The first default, called `default` in its command, frozen and scored before the others. "
         "On the seeds it was tuned on the IQM was 500.0 (8 of base seed 1000) and 498.6 (16 of base seed 2000)",
     ),
     Row("dqn", "CartPole-v1", "rl-zoo", 10, None, "RL Zoo's settings as published"),
@@ -76,7 +86,7 @@ def score(row: Row) -> dict:
     """Train and evaluate a row; its evaluation, with the command, the commit and the seconds it took."""
     folder = RUNS / row.name
     command = [
-        "train", row.algorithm, row.environment, "--preset", row.preset, "--seeds", str(row.seeds),
+        "train", row.algorithm, row.environment, "--preset", row.preset, "--seeds", str(row.seeds), "--seed", str(row.seed),
         "--out", str(folder.relative_to(ROOT)), "--overwrite",
     ]  # fmt: skip
     began = time.monotonic()
@@ -113,7 +123,14 @@ def page(scored: dict[str, dict]) -> str:
             continue
         seeds = "  ".join(f"{score:.1f}" for score in found["per_seed"])
         lines += ["", f"## {row.algorithm} in {row.environment}, preset `{row.preset}`", "", f"{row.remark}."]
-        lines += ["", "```sh", found["command"], "```", "", f"Seeds 0 to {row.seeds - 1}: {seeds}"]
+        lines += [
+            "",
+            "```sh",
+            found["command"],
+            "```",
+            "",
+            f"Seeds 0 to {row.seeds - 1} of base seed {row.seed}: {seeds}",
+        ]
     return "\n".join(lines) + "\n"
 
 
