@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from treadle import __version__, metrics, registry
+from treadle import __version__, metrics, registry, settings
 from treadle.cli import main
 from treadle.run import Run
 
@@ -128,6 +128,9 @@ def in_a_shell(line: str) -> subprocess.CompletedProcess:
     )
 
 
+PRESET = settings.preset("dqn", "CartPole-v1")
+
+
 @pytest.mark.parametrize(
     ("line", "words"),
     [
@@ -139,7 +142,10 @@ def in_a_shell(line: str) -> subprocess.CompletedProcess:
             ["ALGORITHM ENVIRONMENT", "dqn", "CartPole-v1", "--preset NAME", "--seeds", "--import FILE.py"],
         ),
         ("train dqn --help", ["--learning-rate", "--seeds"]),
-        ("train dqn CartPole-v1 --help", ["--learning-rate FLOAT", "(default: 0.0023)", "Step size of the optimiser"]),
+        (
+            "train dqn CartPole-v1 --help",
+            ["--learning-rate FLOAT", f"(default: {PRESET.settings['learning_rate']})", "Step size of the optimiser"],
+        ),
         ("train dqn CartPole-v1 --preset none --help", ["(default: 0.001)"]),
         ("resume --help", ["RUN", "--checkpoint FILE", "--total-timesteps N"]),
         ("evaluate --help", ["--episodes N", "--render FILE.gif"]),
