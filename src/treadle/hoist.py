@@ -24,7 +24,7 @@ def scan(body: Callable[[C, Any], tuple[C, Any]], init: C, xs: PyTree) -> tuple[
 
     Returns what `jax.lax.scan` returns, and refuses what it refuses.
     """
-    if not any(_is_key(x) and x.size for x in jax.tree.leaves(xs)):
+    if not any(is_key(x) and x.size for x in jax.tree.leaves(xs)):
         return jax.lax.scan(body, init, xs)
     first = jax.tree.map(lambda x: jax.eval_shape(lambda y: y[0], x), xs)
     closed, out_shape = jax.make_jaxpr(body, return_shape=True)(init, first)
@@ -36,7 +36,7 @@ def scan(body: Callable[[C, Any], tuple[C, Any]], init: C, xs: PyTree) -> tuple[
     early, late, frontier = _split(closed.jaxpr, closed.jaxpr.invars[num_carry:])
     if not frontier or not _carries_on(init, closed, out_shape):
         return jax.lax.scan(body, init, xs)
-    keys = [i for i, x in enumerate(flat_xs) if _is_key(x)]
+    keys = [i for i, x in enumerate(flat_xs) if is_key(x)]
     drawn = jax.vmap(_function(closed.jaxpr, early, [closed.jaxpr.invars[num_carry + i] for i in keys], frontier))(
         *[flat_xs[i] for i in keys]
     )
@@ -58,7 +58,7 @@ def cond(predicate: Array, if_true: Callable[..., T], if_false: Callable[..., T]
     surrounding `scan` of this module can take it further out."""
     closed, out_shape = jax.make_jaxpr(if_true, return_shape=True)(*operands)
     flat = jax.tree.leaves(operands)
-    keys = [i for i, x in enumerate(flat) if _is_key(x)]
+    keys = [i for i, x in enumerate(flat) if is_key(x)]
     invars = closed.jaxpr.invars
     early, late, frontier = _split(closed.jaxpr, [invars[i] for i in keys])
     if not frontier:
@@ -96,7 +96,7 @@ def split(function: Callable[..., T], key: Any, *args: Any) -> tuple[Callable[[A
 
 def _split(jaxpr, x_vars) -> tuple[list, list, list]:
     """The equations that follow from the keys among `x_vars` alone, the others, and what the others need of them."""
-    known = {v for v in x_vars if _is_key(v.aval)}
+    known = {v for v in x_vars if is_key(v.aval)}
     sources = set(known)
     early, late = [], []
     for equation in jaxpr.eqns:
@@ -131,5 +131,6 @@ def _carries_on(init: PyTree, closed: jex_core.ClosedJaxpr, out_shape: Any) -> b
     return types[0] == types[1]
 
 
-def _is_key(x: Any) -> bool:
+def is_key(x: Any) -> bool:
+    """Whether it is an array of typed PRNG keys, or the shape of one."""
     return hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)

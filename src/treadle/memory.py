@@ -171,7 +171,7 @@ class Layout:
         for leaf, place in zip(jax.tree.leaves(items), self.leaves, strict=True):
             count = math.prod(jnp.shape(leaf)[:batch_ndim])
             column = jnp.reshape(leaf, (count, -1))
-            columns[place.is_bytes].append(column if place.is_bytes else _to_words(column))
+            columns[place.is_bytes].append(column if place.is_bytes else to_words(column))
         words = jnp.concatenate(columns[False], axis=1) if columns[False] else jnp.zeros((count, 0), jnp.uint32)
         bytes_ = jnp.concatenate(columns[True], axis=1) if columns[True] else jnp.zeros((count, 0), jnp.uint8)
         return words, bytes_
@@ -181,18 +181,20 @@ class Layout:
         leaves = []
         for place in self.leaves:
             column = (bytes_ if place.is_bytes else words)[:, place.start : place.stop]
-            column = column if place.is_bytes else _from_words(column, np.dtype(place.dtype))
+            column = column if place.is_bytes else from_words(column, np.dtype(place.dtype))
             leaves.append(column.reshape(len(words), *place.shape))
         return jax.tree.unflatten(self.treedef, leaves)
 
 
-def _to_words(column: Array) -> Array:
+def to_words(column: Array) -> Array:
+    """32-bit words that hold an array of 32-bit numbers or bools, bit for bit, in its shape."""
     if column.dtype == jnp.bool_:
         return column.astype(jnp.uint32)
     return jax.lax.bitcast_convert_type(column, jnp.uint32)
 
 
-def _from_words(column: Array, dtype: np.dtype) -> Array:
-    if dtype == np.bool_:
+def from_words(column: Array, dtype: Any) -> Array:
+    """The inverse of `to_words`."""
+    if dtype == jnp.bool_:
         return column.astype(jnp.bool_)
     return jax.lax.bitcast_convert_type(column, dtype)

@@ -10,6 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
+from treadle.hoist import is_key
+from treadle.memory import from_words, to_words
+
 SMALL = 64
 """Arrays of up to this many elements are laid side by side in one vector."""
 
@@ -38,7 +41,7 @@ class Packing:
         self.words = 0
         for leaf in leaves:
             shape, dtype = tuple(leaf.shape), leaf.dtype
-            packable = dtype == jnp.bool_ or (not _is_key(dtype) and dtype.itemsize == 4)
+            packable = dtype == jnp.bool_ or (not is_key(leaf) and dtype.itemsize == 4)
             fits = packable and math.prod(shape) <= small
             self._places.append(_Place(shape, dtype, self.words if fits else None))
             self.words += math.prod(shape) if fits else 0
@@ -48,7 +51,7 @@ class Packing:
         parts, others = [jnp.zeros(0, jnp.uint32)], []
         for leaf, place in zip(jax.tree.leaves(tree), self._places, strict=True):
             if place.start is not None:
-                parts.append(_to_words(leaf))
+                parts.append(to_words(jnp.ravel(leaf)))
             elif place.size:
                 others.append(leaf)
         return (jnp.concatenate(parts), *others)
@@ -60,7 +63,7 @@ class Packing:
         for place in self._places:
             if place.start is not None:
                 words = vector[place.start : place.start + place.size]
-                leaves.append(_from_words(words, place.dtype).reshape(place.shape))
+                leaves.append(from_words(words, place.dtype).reshape(place.shape))
             elif place.size:
                 leaves.append(next(others))
             else:
@@ -78,16 +81,3 @@ class Packing:
             flat = leaf.reshape(-1)
             vector[place.start : place.start + place.size] = flat if place.dtype == np.bool_ else flat.view(np.uint32)
         return (vector, *others)
-
-
-def _is_key(dtype: Any) -> bool:
-    return jnp.issubdtype(dtype, jax.dtypes.prng_key)
-
-
-def _to_words(leaf: Any) -> Array:
-    flat = jnp.ravel(leaf)
-    return flat.astype(jnp.uint32) if flat.dtype == jnp.bool_ else jax.lax.bitcast_convert_type(flat, jnp.uint32)
-
-
-def _from_words(words: Array, dtype: Any) -> Array:
-    return words.astype(jnp.bool_) if dtype == jnp.bool_ else jax.lax.bitcast_convert_type(words, dtype)
