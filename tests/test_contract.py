@@ -6,6 +6,7 @@ import ast
 import dataclasses
 import functools
 import inspect
+import typing
 from typing import Any
 
 import jax
@@ -29,7 +30,8 @@ WORLDS = registry.environments.names()
 
 
 def shapes(tree: Any) -> Any:
-    return jax.tree.map(lambda x: (x.shape, x.dtype), jax.eval_shape(lambda: tree))
+    leaves, structure = jax.tree.flatten(jax.eval_shape(lambda: tree))
+    return structure, [(x.shape, x.dtype) for x in leaves]
 
 
 def is_in(space: Any, values: Any) -> bool:
@@ -129,37 +131,50 @@ class Line:
     """Somewhere on a line; a step goes by the action, left or right. Beyond 1 it is over."""
 
     continuous: bool = False
+    cells: bool = False
     max_episode_steps: int | None = 6
 
-    observation_space = Box(-2.0, 2.0, (2,))
+    @property
+    def observation_space(self) -> Any:
+        return Discrete(9) if self.cells else Box(-2.0, 2.0, (2,))
 
     @property
     def action_space(self) -> Any:
         return Box(-1.0, 1.0, (1,)) if self.continuous else Discrete(3)
 
     def reset(self, key):
-        obs = jax.random.uniform(key, (2,), minval=-0.5, maxval=0.5)
-        return obs, obs
+        state = jax.random.uniform(key, (2,), minval=-0.5, maxval=0.5)
+        return state, self.observe(state)
 
     def step(self, state, action, key):
         push = action[0] if self.continuous else 0.5 * (action - 1)
-        obs = jnp.clip(state.at[0].add(push), -2.0, 2.0)
-        return obs, Step(obs, -jnp.abs(obs[0]), jnp.abs(obs[0]) > 1)
+        state = jnp.clip(state.at[0].add(push), -2.0, 2.0)
+        return state, Step(self.observe(state), -jnp.abs(state[0]), jnp.abs(state[0]) > 1)
+
+    def observe(self, state):
+        return jnp.round(2 * state[0] + 4).astype(jnp.int32) if self.cells else state
 
 
-SMALLER = {"num_envs": 2, "capacity": 64, "batch_size": 4, "learning_starts": 0, "hidden_sizes": (8,)}
+SMALLER = {
+    "num_envs": 2,
+    "capacity": 64,
+    "batch_size": 4,
+    "learning_starts": 0,
+    "hidden_sizes": (8,),
+    "max_episode_length": 8,
+}
 """What makes an algorithm that has such settings quick."""
 
 
 def world_for(algorithm: Algorithm) -> Any:
     """The first of a few worlds that the algorithm serves."""
-    for world in (as_float32(Line()), as_float32(Line(continuous=True))):
+    for world in map(as_float32, (Line(), Line(continuous=True), Line(cells=True))):
         try:
             algorithm.check(make_spec(algorithm, world, 1_000))
         except UnsupportedSpace:
             continue
         return world
-    raise AssertionError(f"{algorithm} serves neither discrete nor continuous actions")
+    raise AssertionError(f"{algorithm} serves none of the worlds")
 
 
 @functools.cache
@@ -182,7 +197,7 @@ def trained(name: str) -> Any:
     keys = jnp.stack([seed_key(i) for i in range(2)])
     state, actor = jax.jit(jax.vmap(init))(keys)
     first, step = state, jax.jit(jax.vmap(one_round))
-    for _ in range(5):
+    for _ in range(12):  # past the time limit, for methods that learn at an episode's end
         state, actor, metrics = step(state, actor, keys)
     return algorithm, spec, first, state, metrics
 
@@ -194,6 +209,13 @@ def test_an_algorithms_own_settings_make_sense(name):
     algorithm.check()
     world_for(algorithm)
     assert type(algorithm.num_steps) is int and algorithm.num_steps >= 1
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_an_algorithm_has_its_place_in_the_survey(name):
+    survey = registry.algorithms.find(name)[0].survey
+    hints = typing.get_type_hints(type(survey))
+    assert all(value in typing.get_args(hints[axis]) for axis, value in survey._asdict().items())
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)

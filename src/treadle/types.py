@@ -6,6 +6,7 @@ observation or action. Rollouts are time-major, `[T, B, ...]`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -55,7 +56,8 @@ class Spec:
 
     `example` is one transition without batch axes; its values do not matter, its shapes and dtypes do.
     `total_timesteps` counts environment steps over all environments of one seed: schedules given as fractions are
-    fractions of it.
+    fractions of it. `max_episode_steps` is the time limit, `None` where there is none or it is not known.
+    `transitions`, of small worlds only, gives the exact table (`treadle.exact.Transitions`).
     """
 
     observation_space: Space
@@ -63,6 +65,8 @@ class Spec:
     num_envs: int
     total_timesteps: int
     example: Transition
+    max_episode_steps: int | None = None
+    transitions: Callable[[], Any] | None = None
 
 
 def space_spec(observation_space: Space, action_space: Space, num_envs: int = 1, total_timesteps: int = 1) -> Spec:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import types
 import typing
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import numpy as np
 from jaxtyping import Array
@@ -15,6 +15,17 @@ from treadle.errors import InvalidSetting
 from treadle.types import Action, Carry, Metrics, Obs, PyTree, Spec, Transition
 
 register = registry.algorithms.register
+
+
+class Survey(NamedTuple):
+    """Where a method stands among the others, by the axes of the usual survey."""
+
+    model: Literal["model-free", "model-based"]
+    learns: Literal["values", "policy", "values and policy"]
+    updates: Literal["step", "episode"]
+    """Whether it learns while an episode goes on, or at its end."""
+    policy: Literal["on-policy", "off-policy"]
+    """Whether it learns about the policy that acts, or can learn about another."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -27,7 +38,7 @@ class Algorithm:
     """
 
     name: ClassVar[str]
-    on_policy: ClassVar[bool] = False
+    survey: ClassVar[Survey | None] = None
 
     num_envs: int = 1
     """Environments side by side for each seed."""

@@ -12,7 +12,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from treadle import exploration, hoist, optimise
-from treadle.algorithms.base import Algorithm, register, require
+from treadle.algorithms.base import Algorithm, Survey, register, require
 from treadle.errors import InvalidSetting, UnsupportedSpace
 from treadle.memory import MemoryState, UniformMemory
 from treadle.networks import MLP, Activation, Features, Initialisation, QNetwork, Raveled, ravel
@@ -48,6 +48,8 @@ class DQN(Algorithm):
     descends the loss of `y - Q(s, a)` on batches drawn from memory. Every part is as in algorithm 1 of the paper; the
     options cover the settings of the tutorials and of RL Zoo.
     """
+
+    survey = Survey("model-free", "values", "step", "off-policy")
 
     learning_rate: float = 1e-3
     """Step size of the optimiser."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
@@ -217,4 +218,5 @@ class _Draws:
 
 def host_spec(algorithm: Algorithm, environments: GymnasiumEnvironments, total_timesteps: int) -> Spec:
     """What the algorithm may know of host environments."""
-    return space_spec(environments.observation_space, environments.action_space, algorithm.num_envs, total_timesteps)
+    spec = space_spec(environments.observation_space, environments.action_space, algorithm.num_envs, total_timesteps)
+    return dataclasses.replace(spec, max_episode_steps=environments.max_episode_steps)

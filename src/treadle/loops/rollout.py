@@ -43,7 +43,15 @@ def make_spec(algorithm: Algorithm, environment: Environment, total_timesteps: i
 
     shapes = jax.eval_shape(example, jax.random.key(0))
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-    return Spec(environment.observation_space, environment.action_space, algorithm.num_envs, total_timesteps, zeros)
+    return Spec(
+        environment.observation_space,
+        environment.action_space,
+        algorithm.num_envs,
+        total_timesteps,
+        zeros,
+        environment.max_episode_steps,
+        getattr(environment, "transitions", None),
+    )
 
 
 def start(environment: Environment, carry: Carry, num_envs: int, key: Array) -> Actor:
