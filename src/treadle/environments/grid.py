@@ -1,0 +1,67 @@
+"""What grid worlds have in common: moves as a table of cells, and drawing.
+
+Cells are counted row by row from the top left: `cell = row * columns + column`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int
+
+from treadle.scene import Circle, Colour, Polygon, Scene
+
+UP, DOWN, RIGHT, LEFT = (-1, 0), (1, 0), (0, 1), (0, -1)
+"""Directions as (rows, columns)."""
+
+
+class Look(NamedTuple):
+    """How a kind of cell is drawn."""
+
+    glyph: str
+    colour: Colour
+
+
+GROUND, WALL, START = Look("-", "ground"), Look("#", "wall"), Look("S", "muted")
+TREASURE, TRAP = Look("T", "goal"), Look("X", "danger")
+
+
+def moves(
+    rows: int,
+    columns: int,
+    directions: tuple[tuple[int, int], ...],
+    walls: tuple[int, ...] = (),
+    ends: tuple[int, ...] = (),
+) -> Int[np.ndarray, "S A"]:
+    """Where each direction leads from each cell. Moves off the grid or into a wall stay, and so does all in `ends`."""
+    row, column = np.divmod(np.arange(rows * columns)[:, None], columns)
+    down, right = np.array(directions).T
+    to = np.clip(row + down, 0, rows - 1) * columns + np.clip(column + right, 0, columns - 1)
+    stays = np.isin(to, walls) | np.isin(np.arange(rows * columns), ends)[:, None]
+    return np.where(stays, np.arange(rows * columns)[:, None], to).astype(np.int32)
+
+
+def move(table: Int[np.ndarray, "S A"], cell: Int[Array, ""], action: Int[Array, ""]) -> Int[Array, ""]:
+    """The cell that `action` leads to, by a table of `moves`."""
+    return jnp.asarray(table).at[cell, action].get(mode="promise_in_bounds")
+
+
+def draw(rows: int, columns: int, agent: int | Array, looks: Mapping[int, Look]) -> Scene:
+    """The grid, each cell 1 wide, with the agent `o` in its cell. Cells without a look of their own are ground."""
+
+    def corner(cell: int) -> tuple[float, float]:
+        return float(cell % columns), float(rows - 1 - cell // columns)
+
+    def square(cell: int) -> Polygon:
+        (x, y), look = corner(cell), looks.get(cell, GROUND)
+        low, high = 0.04, 0.96
+        points = ((x + low, y + low), (x + high, y + low), (x + high, y + high), (x + low, y + high))
+        return Polygon(points, look.colour, look.glyph)
+
+    x, y = corner(int(agent))
+    figure = Circle((x + 0.5, y + 0.5), 0.3, "agent", "o")
+    shapes = (*(square(cell) for cell in range(rows * columns)), figure)
+    return Scene((0.0, 0.0), (float(columns), float(rows)), shapes, (columns, rows))
