@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from treadle.environments.base import register
+from treadle.scene import Circle, Line, Polygon, Scene
 from treadle.spaces import Box, Discrete
 from treadle.types import Step
 
@@ -106,3 +107,18 @@ class CartPole:
         middle = (self.x_limit - jnp.abs(state.x)) / self.x_limit - 0.8
         upright = (self.theta_limit - jnp.abs(state.theta)) / self.theta_limit - 0.5
         return middle + upright
+
+    def scene(self, state: CartPoleState) -> Scene:
+        """The cart on its track between the limits, and the pole on it."""
+        x, theta, limit = float(state.x), float(state.theta), float(self.x_limit)
+        length, axle, edge = 2 * float(self.half_length), 0.3, limit + 0.6
+        end = (x + length * math.sin(theta), axle + length * math.cos(theta))
+        shapes = (
+            Polygon(((-edge, -0.2), (-edge, 0.0), (edge, 0.0), (edge, -0.2)), "ground"),
+            *(Line(((side, 0.0), (side, 0.12)), 0.05, "danger") for side in (-limit, limit)),
+            Polygon(((x - 0.3, 0.1), (x - 0.3, axle), (x + 0.3, axle), (x + 0.3, 0.1)), "agent"),
+            *(Circle((wheel, 0.09), 0.09, "ink") for wheel in (x - 0.17, x + 0.17)),
+            Line(((x, axle), end), 0.09, "accent"),
+            Circle((x, axle), 0.06, "ink"),
+        )
+        return Scene((-edge, -0.2), (edge, axle + length + 0.2), shapes)
