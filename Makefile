@@ -9,10 +9,10 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint format bench results clean
+.PHONY: help setup demo test test-slow lint format bench results experiments clean
 
 help: ## List the commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(VENV)/.installed ## Set up .venv with everything that development needs
 
@@ -61,8 +61,11 @@ bench: $(VENV)/.installed $(PEERS)/.installed ## Measure Treadle against its pee
 	@$(BIN)/python benchmarks/run.py
 
 results: $(VENV)/.installed ## Train and score every preset; writes docs/results.md
-	@$(BIN)/python experiments/results.py
+	@$(BIN)/python docs/results.py
+
+experiments: $(VENV)/.installed ## Run every experiment of the literature; writes docs/experiments.md
+	@$(BIN)/python docs/experiments.py
 
 clean: ## Remove environments, caches and builds; runs/ stays
 	rm -rf $(VENV) $(PEERS) .jax_cache .pytest_cache .ruff_cache .hypothesis build dist src/*.egg-info
-	find src tests benchmarks experiments -name __pycache__ -prune -exec rm -rf {} +
+	find src tests benchmarks docs -name __pycache__ -prune -exec rm -rf {} +

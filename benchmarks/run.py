@@ -47,19 +47,20 @@ class Race:
     work: str
     ours: Program
     theirs: Program
-    at_least: float
+    at_least: float | None
+    """`None` where nothing is to be reached and the row only informs."""
 
     unit = "steps/s"
 
     @property
     def target(self) -> str:
-        return f"at least {self.at_least:g}x"
+        return "" if self.at_least is None else f"at least {self.at_least:g}x"
 
     def compare(self, ours: float, theirs: float) -> float:
         return ours / theirs
 
-    def reached(self, figure: float) -> bool:
-        return figure >= self.at_least
+    def reached(self, figure: float) -> bool | None:
+        return None if self.at_least is None else figure >= self.at_least
 
     def show(self, figure: float) -> str:
         return f"{figure:.2f}x" if figure < 10 else f"{figure:.1f}x"
@@ -68,6 +69,34 @@ class Race:
         """The line of JSON that the program prints."""
         output = execute([*program.command, *(program.quick if quick else ())])
         return json.loads(output.strip().splitlines()[-1])
+
+
+@dataclass(frozen=True)
+class Rate:
+    """Steps per second of a program by itself."""
+
+    work: str
+    ours: Program
+    at_least: float
+
+    unit = "steps/s"
+    theirs = None
+
+    @property
+    def target(self) -> str:
+        return f"at least {self.at_least:,.0f} steps/s"
+
+    def compare(self, ours: float, theirs: float) -> float:
+        return ours
+
+    def reached(self, figure: float) -> bool | None:
+        return figure >= self.at_least
+
+    def show(self, figure: float) -> str:
+        return f"{figure:,.0f}"
+
+    def measure(self, program: Program, quick: bool) -> dict:
+        return Race.measure(self, program, quick)  # pyright: ignore[reportArgumentType]
 
 
 @dataclass(frozen=True)
@@ -88,7 +117,7 @@ class Start:
     def compare(self, ours: float, theirs: float) -> float:
         return ours - theirs
 
-    def reached(self, figure: float) -> bool:
+    def reached(self, figure: float) -> bool | None:
         return figure <= self.at_most
 
     def show(self, figure: float) -> str:
@@ -113,8 +142,21 @@ IMPORT = Program("`import treadle`", (OURS, "-c", "import treadle"))
 USE = Program("`from treadle import Agent, DQN`", (OURS, "-c", "from treadle import Agent, DQN"))
 HELP = Program("`treadle --help`", (str(Path(OURS).parent / "treadle"), "--help"))
 
+TABULAR = (OURS, "benchmarks/treadle_tabular.py")
+TABLE = Program("Treadle, 1 seed", TABULAR, quick=("--steps", "200000"))
+TABLES = Program("Treadle, 256 seeds", (*TABULAR, "--seeds", "256"), quick=("--steps", "1000000"))
+LOOP = (PEERS, "benchmarks/peers/python_q_learning.py", "--table")
+PANDAS = Program("a Python loop with a pandas table", (*LOOP, "pandas"), quick=("--steps", "500"))
+NUMPY = Program("a Python loop with a NumPy array", (*LOOP, "numpy"), quick=("--steps", "500"))
+
+TABLE_WORK = "Q-learning on the 4x4 maze"
 DQN_WORK = "DQN on CartPole-v1"
-ROWS: tuple[Race | Start, ...] = (
+Row = Race | Rate | Start
+ROWS: tuple[Row, ...] = (
+    Race(TABLE_WORK, TABLE, PANDAS, at_least=200),
+    Race(TABLE_WORK, TABLE, NUMPY, at_least=None),
+    Rate(TABLE_WORK, TABLE, at_least=2e6),
+    Rate(f"{TABLE_WORK}, steps of all seeds", TABLES, at_least=6e6),
     Race(DQN_WORK, FUSED, SB3, at_least=30),
     Race(DQN_WORK, FUSED, REJAX, at_least=7),
     Race(f"{DQN_WORK} of Gymnasium", HOST, SB3, at_least=6),
@@ -129,14 +171,15 @@ ROWS: tuple[Race | Start, ...] = (
 class Result:
     """A row's measurements, round by round, and what else the programs told."""
 
-    row: Race | Start
+    row: Row
     ours: list[float] = field(default_factory=list)
     theirs: list[float] = field(default_factory=list)
     told: list[dict] = field(default_factory=list)
 
     @property
     def figures(self) -> list[float]:
-        return [self.row.compare(a, b) for a, b in zip(self.ours, self.theirs, strict=True)]
+        theirs = self.theirs or self.ours
+        return [self.row.compare(a, b) for a, b in zip(self.ours, theirs, strict=True)]
 
     @property
     def line(self) -> str:
@@ -145,10 +188,10 @@ class Result:
         cells = (
             row.work,
             f"{row.ours.label}: {number(statistics.median(self.ours))} {row.unit}",
-            f"{row.theirs.label}: {number(statistics.median(self.theirs))} {row.unit}",
+            f"{row.theirs.label}: {number(statistics.median(self.theirs))} {row.unit}" if row.theirs else "",
             f"**{row.show(figure)}** ({spread})",
             row.target,
-            "yes" if row.reached(figure) else "**no**",
+            {True: "yes", False: "**no**", None: ""}[row.reached(figure)],
         )
         return f"| {' | '.join(cells)} |"
 
@@ -165,21 +208,24 @@ def execute(command: list[str]) -> str:
     return done.stdout
 
 
-def measure(row: Race | Start, rounds: int, quick: bool) -> Result:
+def measure(row: Row, rounds: int, quick: bool) -> Result:
     """`rounds` pairs of runs, ours and theirs in turn."""
     result = Result(row)
-    key = "steps_per_second" if isinstance(row, Race) else "s"
+    key = "s" if isinstance(row, Start) else "steps_per_second"
     if isinstance(row, Start):  # the first start after an installation compiles Python's byte code
         for program in (row.ours, row.theirs):
             row.measure(program, quick)
     for n in range(rounds):
         for program, values in ((row.ours, result.ours), (row.theirs, result.theirs)):
+            if program is None:
+                continue
             told = row.measure(program, quick)
             values.append(told[key])
             result.told.append(told)
+        other = f", {row.theirs.label} {number(result.theirs[-1])} {row.unit}" if row.theirs else ""
         print(
-            f"{row.work}, round {n + 1}: {row.ours.label} {number(result.ours[-1])} {row.unit}, "
-            f"{row.theirs.label} {number(result.theirs[-1])} {row.unit}, {row.show(result.figures[-1])}",
+            f"{row.work}, round {n + 1}: {row.ours.label} {number(result.ours[-1])} {row.unit}{other}, "
+            f"{row.show(result.figures[-1])}",
             file=sys.stderr,
             flush=True,
         )
@@ -237,7 +283,7 @@ def report(results: list[Result], rounds: int) -> str:
         "The work of DQN: one environment, a network of 64 and 64 ReLU units, batches of 64 from a memory of 10,000, a",
         "gradient step of Adam (1e-3) for every step, the target network copied every 100 steps, epsilon down to 0.05.",
         "Measured after compilation and after the first gradient steps. rejax runs without evaluation and without",
-        "double targets.",
+        "double targets. The work of Q-learning: alpha 0.01, gamma 0.9, epsilon 0.1, ties broken at random.",
         *(
             [f"Stable-Baselines3 was tried with 1 and 2 threads of PyTorch; the faster counted ({listed(threads)})."]
             if threads
@@ -265,8 +311,9 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="a short look at whether everything runs; no report")
     options = parser.parse_args()
 
-    def wanted(row: Race | Start) -> bool:
-        return options.only.lower() in f"{row.work} {row.ours.label} {row.theirs.label}".lower()
+    def wanted(row: Row) -> bool:
+        labels = f"{row.ours.label} {row.theirs.label}" if row.theirs else row.ours.label
+        return options.only.lower() in f"{row.work} {labels}".lower()
 
     rows = [row for row in ROWS if wanted(row)]
     if not rows:

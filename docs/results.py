@@ -1,7 +1,7 @@
 """Train every row of docs/results.md anew, evaluate every seed, and write the page.
 
     make results            all rows
-    python experiments/results.py --only dqn/CartPole-v1/default
+    python docs/results.py --only dqn/CartPole-v1/default
 
 The base seeds 0 and 1 are kept for scoring: presets were tuned on others.
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -47,19 +48,31 @@ def advance(
 
     The randomness of a round follows from the seed's key and the round's number alone.
     """
+    one_round = make_round(algorithm, environment)
+    keys = round_keys(state, num_updates)
+    (algorithm_state, actor), record = hoist.scan(one_round, (state.algorithm, state.actor), keys)
+    return TrainState(algorithm_state, actor, state.updates.add(num_updates), state.key), record
+
+
+def make_round(algorithm: Algorithm, environment: Environment) -> Callable[..., tuple[tuple[PyTree, Actor], Record]]:
+    """One round of rollout and update, as the body of a scan: `((algorithm_state, actor), key)` to the next pair and
+    what was reported."""
     spec = make_spec(algorithm, environment, 0)
 
-    def one_update(carry, key):
+    def one_round(carry, key):
         algorithm_state, actor = carry
         rollout_key, update_key = jax.random.split(key)
         actor, rollout, episodes = collect(algorithm, environment, spec, algorithm_state, actor, rollout_key)
         algorithm_state, metrics = algorithm.update(algorithm_state, rollout, update_key)
         return (algorithm_state, actor), Record(metrics, episodes)
 
+    return one_round
+
+
+def round_keys(state: TrainState, num_updates: int) -> Array:
+    """The keys `[N]` of the next rounds."""
     rounds = state.updates.value + jnp.arange(num_updates)
-    keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(purpose(state.key, "train"), rounds)
-    (algorithm_state, actor), record = hoist.scan(one_update, (state.algorithm, state.actor), keys)
-    return TrainState(algorithm_state, actor, state.updates.add(num_updates), state.key), record
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(purpose(state.key, "train"), rounds)
 
 
 def train(algorithm: Algorithm, environment: Environment, key: Array, num_updates: int) -> tuple[TrainState, Record]:

@@ -1,0 +1,1 @@
+"""Experiments from the literature, one small declarative file each; `treadle reproduce NAME` runs one."""
