@@ -5,7 +5,7 @@ Sarsa(lambda) credits the whole way, detours included, so that some seeds keep t
 
 from __future__ import annotations
 
-from treadle import figures, registry
+from treadle import figures, registry, tables
 from treadle.experiment import Claim, Experiment, Trial, Verdict
 from treadle.experiments import common
 
@@ -35,7 +35,7 @@ def draw(figure, outcomes):
     left.axvline(100, color=figures.EDGE, linestyle="--", linewidth=1)
     left.set_xscale("log")
     final = outcomes["Q-learning"].observed[0, -1]
-    common.draw_values(right, registry.environments.make("Maze"), final, "Q-learning, seed 0")
+    tables.draw_values(right, registry.environments.make("Maze"), final, "Q-learning, seed 0")
 
 
 EXPERIMENT = Experiment(

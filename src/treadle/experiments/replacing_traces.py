@@ -9,7 +9,7 @@ from treadle.experiment import Claim, Experiment, Trial, Verdict
 from treadle.experiments import common
 
 KINDS = ("accumulating", "replacing")
-RATES = (0.05, 0.1, 0.2, 0.4)
+RATES = (0.05, 0.1, 0.2, 0.4, 0.8)
 EPISODES = 30
 
 
@@ -43,11 +43,13 @@ def draw(figure, outcomes):
         common.mean_curve(left, episodes, outcomes[label(kind, best)].lengths[:, 1:], colour, label(kind, best))
         means = [steps(outcomes, kind, rate).mean() for rate in RATES]
         right.plot(RATES, means, marker="o", color=colour, label=kind)
-    left.set_yscale("log")
-    right.set_yscale("log")
+    left.set_ylim(0)
+    right.set_ylim(0)
     right.set_xscale("log")
-    figures.dress(left, "Steps of an episode, best alpha of each", "episode", "steps (log scale)")
-    figures.dress(right, f"Steps in episodes 2 to {EPISODES}", "alpha", "steps (log scale)")
+    right.minorticks_off()
+    right.set_xticks(RATES, [f"{rate:g}" for rate in RATES])
+    figures.dress(left, "Steps of an episode, best alpha of each", "episode", "steps")
+    figures.dress(right, f"Steps in episodes 2 to {EPISODES}", "alpha (log scale)", "steps")
 
 
 EXPERIMENT = Experiment(

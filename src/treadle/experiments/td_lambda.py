@@ -58,7 +58,9 @@ def draw(figure, outcomes):
             curve = [error(outcomes, method, decay, rate) for rate in RATES]
             axes.plot(RATES, curve, color=colormaps["viridis"](place), label=f"lambda {decay:g}", linewidth=1.6)
         axes.set_ylim(0.2, 0.56)
-        figures.dress(axes, method, "alpha", "error over 10 episodes")
+        figures.dress(axes, method, "alpha", "error over 10 episodes", legend=False)
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize=9)
 
 
 EXPERIMENT = Experiment(

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from treadle import figures, registry
+from treadle import figures, registry, tables
 from treadle.experiment import Claim, Experiment, Trial, Verdict
-from treadle.experiments import common
 
 DECAY, GAMMA = 0.9, 0.95
 KINDS = ("accumulating", "replacing")
@@ -51,9 +50,9 @@ def bounded(outcomes):
 
 def draw(figure, outcomes):
     world = registry.environments.make("DynaMaze")
-    columns, rows = common.grid_of(world)
+    columns, rows = tables.grid_of(world)
     panels = figure.subplots(2, 3, width_ratios=(1, 1, 1))
-    top = outcomes["accumulating"].observed[0].max()
+    top = outcomes["accumulating"].observed[0].sum(-1).max()
     visited = [int(state) for state, _ in path(outcomes)]
     for (first, second, line), kind in zip(panels, KINDS, strict=True):
         traces = outcomes[kind].observed[0].sum(-1)
