@@ -48,7 +48,7 @@ def test_a_preset_names_what_there_is_and_makes_sense(preset: Preset):
         value = getattr(algorithm, field.name)
         assert fits(value, hints[field.name]), f"{field.name} = {value!r}"
 
-    world = resolve(preset.environment)
+    world = resolve(preset.task())
     if callable(world):
         environments = world(algorithm.num_envs)
         algorithm.check(host_spec(algorithm, environments, preset.total_timesteps))

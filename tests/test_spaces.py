@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from treadle.errors import TreadleError, UnsupportedSpace
-from treadle.spaces import Box, Discrete, from_description, from_gymnasium
+from treadle.spaces import Box, Discrete, Grid, from_description, from_gymnasium
 
 SPACES = [
     Discrete(4),
@@ -22,6 +22,7 @@ SPACES = [
     Box((0.0, -math.inf), (1.0, math.inf), (2,)),
     Box(((0.0, 1.0), (2.0, 3.0)), 4.0, (2, 2)),
     Box(0.0, 255.0, (2, 2), np.uint8),
+    Grid(9, box=Box((-1.0, 0.0), 1.0, (2,)), levels=3),
 ]
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from treadle.agent import Agent
     from treadle.algorithms.dqn import DQN
     from treadle.environments.cartpole import CartPole
+    from treadle.environments.wrappers import wrap
     from treadle.errors import TreadleError
     from treadle.loops.execution import tune_cpu
     from treadle.loops.fused import train
@@ -34,6 +35,7 @@ __all__ = [
     "presets",
     "train",
     "tune_cpu",
+    "wrap",
 ]
 
 _HOMES = {
@@ -47,6 +49,7 @@ _HOMES = {
     "presets": "settings",
     "train": "loops.fused",
     "tune_cpu": "loops.execution",
+    "wrap": "environments.wrappers",
 }
 
 

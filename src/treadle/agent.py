@@ -13,6 +13,7 @@ from jaxtyping import PyTree
 from treadle import checkpoint, records, registry, settings, spaces
 from treadle.algorithms.base import Algorithm
 from treadle.environments.gymnasium import GymnasiumEnvironments
+from treadle.environments.wrappers import Task, Wrappers, wrap
 from treadle.errors import InvalidSetting, TreadleError
 from treadle.loops import evaluate as evaluation
 from treadle.loops.choose import LoopName, Trainer, check_timesteps, evaluation_environment, is_made, make_trainer
@@ -22,7 +23,7 @@ from treadle.loops.host import HostSeeds
 from treadle.loops.seeding import purpose, seed_key
 from treadle.registry import as_float32
 from treadle.run import Chunks
-from treadle.spaces import Discrete
+from treadle.spaces import Discrete, Grid
 from treadle.types import Spec, space_spec
 
 EVALUATION_ENVIRONMENTS = 10
@@ -32,7 +33,7 @@ class Agent:
     """One seed of an algorithm in an environment.
 
     `environment` is a name (of Treadle or Gymnasium), a world in JAX, a function that makes a Gymnasium environment,
-    or a Gymnasium vector environment.
+    a Gymnasium vector environment, or what `treadle.wrap` or a preset's `task` makes of one of them.
 
         agent = Agent(DQN(learning_rate=1e-3), "CartPole-v1", seed=0).learn(50_000)
         agent.evaluate(episodes=20).returns.mean()
@@ -88,8 +89,10 @@ class Agent:
         """The action for one observation `[...]`, or actions `[B]` for a batch `[B, ...]`: greedy, but for the
         algorithm's `evaluation_epsilon`.
 
-        Discrete actions count as the environment counts them (from its `start`). Raises `TreadleError` for an
-        observation of another shape, and before anything was learned.
+        Actions are those that the environment itself takes: discrete ones count from its `start`, and where the agent
+        chose among discretised ones, it is the continuous action that the choice stands for.
+
+        Raises `TreadleError` for an observation of another shape, and before anything was learned.
         """
         policy, spec = self._known()
         shape = tuple(spec.observation_space.shape)
@@ -104,7 +107,9 @@ class Agent:
         self._predictions += 1
         key = jax.random.fold_in(purpose(seed_key(self.seed), "predict"), self._predictions)
         action = np.asarray(_act(as_float32(self.algorithm.prepared()), policy, carry, batch, key))
-        if isinstance(spec.action_space, Discrete):
+        if isinstance(spec.action_space, Grid):
+            action = spec.action_space.take(action)
+        elif isinstance(spec.action_space, Discrete):
             action = action + spec.action_space.start
         return action if array.ndim > len(shape) else action[0]
 
@@ -133,12 +138,13 @@ class Agent:
         """Write the lean artefact: what acting needs (policy, settings, spaces), as safetensors. Loading it runs no
         code. Raises `CheckpointError` when it cannot be written."""
         policy, spec = self._known()
-        target = Path(path)
+        target, task = Path(path), Task.of(self.environment)
         about = {
             "kind": "agent",
             "algorithm": self.algorithm.name,
             "settings": settings.describe(self.algorithm),
-            "environment": self.environment if isinstance(self.environment, str) else None,
+            "environment": task.environment if isinstance(task.environment, str) else None,
+            "wrappers": settings.describe(task.wrappers),
             "observation_space": spec.observation_space.describe(),
             "action_space": spec.action_space.describe(),
             "step": self.step,
@@ -150,8 +156,9 @@ class Agent:
     def load(cls, path: str | Path, environment: Any = None, **own: Any) -> Agent:
         """An agent from a file that `save` wrote: it predicts and evaluates.
 
-        `environment` is needed for evaluation when the agent was trained in one without a name; parts of your own
-        (`network=...`) must be given again. Raises `CheckpointError` for a damaged or foreign file.
+        `environment` is needed for evaluation when the agent was trained in one without a name, and is changed as the
+        agent's was; parts of your own (`network=...`) must be given again. Raises `CheckpointError` for a damaged or
+        foreign file.
         """
         described = checkpoint.read_metadata(Path(path))
         if described.get("kind") != "agent":
@@ -170,7 +177,9 @@ class Agent:
             return prepared.policy(prepared.init(key, spec))
 
         policy, _ = checkpoint.load(Path(path), jax.eval_shape(shapes, jax.random.key(0)))
-        agent = cls(algorithm, environment if environment is not None else described["environment"])
+        environment = environment if environment is not None else described["environment"]
+        changes = {k: v for k, v in described.get("wrappers", {}).items() if v != getattr(Wrappers, k, None)}
+        agent = cls(algorithm, wrap(environment, **changes) if changes else environment)
         agent._policy, agent._spec, agent.step = policy, spec, int(described["step"])
         return agent
 

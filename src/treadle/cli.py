@@ -1,4 +1,4 @@
-"""The command line: `treadle train ALGORITHM ENVIRONMENT ...`, `resume`, `evaluate`, `plot`, `list`."""
+"""The command line: `treadle train ALGORITHM ENVIRONMENT ...`, `resume`, `evaluate`, `plot`, `reproduce`, `list`."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ COMMANDS = {
     "resume": "go on with a run that was interrupted: treadle resume RUN",
     "evaluate": "greedy episodes of every seed of a run: treadle evaluate RUN --episodes 20",
     "plot": "draw a run's learning curve: treadle plot RUN",
+    "reproduce": "make a figure of the literature anew: treadle reproduce cliff-walking (--list shows all)",
     "list": "show the algorithms, worlds and presets",
 }
 HELP = """usage: treadle COMMAND ...
@@ -80,6 +81,7 @@ def _dispatch(argv: list[str]) -> int:
 
 def _train(argv: list[str]) -> None:
     from treadle import registry, settings
+    from treadle.environments.wrappers import Task, Wrappers
     from treadle.loops.execution import tune_cpu
     from treadle.run import Run, RunConfig, check_room, start
 
@@ -101,16 +103,19 @@ def _train(argv: list[str]) -> None:
     preset = _preset(algorithm, environment, wanted)
     base = preset.make() if preset else settings.make(algorithm, {})
     steps = preset.total_timesteps if preset and preset.total_timesteps else RunConfig.total_timesteps
-    configured, config = _parse_train(algorithm, environment, base, RunConfig(total_timesteps=steps), flags)
+    wrappers = preset.task().wrappers if preset else Wrappers()
+    title = f"{algorithm} {environment}"
+    configured, config, wrappers = _parse_train(title, base, RunConfig(total_timesteps=steps), wrappers, flags)
 
     # All is checked before the folder is touched: a mistake costs neither an empty folder nor the run to be replaced.
     config.check()
     configured.check()
+    wrappers.check()
     check_room(config)
     tune_cpu()
-    trainer = start(configured, environment, config)
-    label = preset.name if preset else None
-    run = Run.create(algorithm, environment, configured, config, ["treadle", "train", *argv], label, imports)
+    trainer = start(configured, Task(environment, wrappers), config)
+    command, label = ["treadle", "train", *argv], preset.name if preset else None
+    run = Run.create(algorithm, environment, configured, config, command, label, imports, wrappers)
     if preset:
         print(f"Settings: preset '{preset.name}' for {algorithm} in {environment} ({preset.about}).")
     _go(run, trainer, 0)
@@ -199,15 +204,38 @@ def _plot(argv: list[str]) -> None:
     print(f"Learning curve: {path}")
 
 
+def _reproduce(argv: list[str]) -> None:
+    parser = _parser("reproduce", "An experiment of the literature: its figure, and its claims as they were found.")
+    parser.add_argument("name", nargs="?", metavar="NAME", help="the experiment")
+    parser.add_argument("--list", action="store_true", help="show all experiments")
+    parser.add_argument("--seeds", type=int, metavar="N", help="seeds of each trial, instead of the experiment's own")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="base of the seeds (default 0)")
+    parser.add_argument("--out", metavar="FOLDER", help="where to; runs/reproduce/NAME unless given")
+    options = parser.parse_args(argv)
+
+    from treadle import catalogue, experiment, reports
+    from treadle.loops.execution import tune_cpu
+
+    if options.list:
+        return catalogue.show_experiments()
+    if options.name is None:
+        raise TreadleError("reproduce needs the name of an experiment; `treadle reproduce --list` shows them all.")
+    experiment.find(options.name)
+    tune_cpu()
+    folder = Path(options.out) if options.out else Path("runs", "reproduce", options.name)
+    command = shlex.join(["treadle", "reproduce", *argv])
+    reports.reproduce(options.name, folder, options.seed, options.seeds, command)
+
+
 def _list(argv: list[str]) -> None:
     parser = _parser("list", "Show the algorithms, worlds and presets.")
     _add_import(parser)
     options = parser.parse_args(argv)
     _import_files(options.imports)
 
-    from treadle import reports
+    from treadle import catalogue
 
-    reports.show_list()
+    catalogue.show()
 
 
 def _parser(command: str, about: str) -> argparse.ArgumentParser:
@@ -277,21 +305,26 @@ def _preset(algorithm: str, environment: str, wanted: str | None) -> Any:
     return settings.preset(algorithm, environment, wanted)
 
 
-def _parse_train(algorithm: str, environment: str, base: Any, config: Any, flags: list[str]) -> tuple[Any, Any]:
-    """The algorithm and the run's configuration from the flags; the defaults are those of the preset."""
+def _parse_train(names: str, base: Any, config: Any, wrappers: Any, flags: list[str]) -> tuple[Any, Any, Any]:
+    """The algorithm, the run's configuration and the environment's wrappers from the flags; the defaults are those of
+    the preset."""
     import tyro
 
-    both = dataclasses.make_dataclass(
-        "Train",
-        [
-            ("algorithm", tyro.conf.OmitArgPrefixes[type(base)], dataclasses.field(default=base)),
-            ("run", tyro.conf.OmitArgPrefixes[type(config)], dataclasses.field(default=config)),
-        ],
-        frozen=True,
-    )
-    prog = f"treadle train {algorithm} {environment}"
-    parsed = tyro.cli(both, args=flags, prog=prog, description=TRAIN_FLAGS, config=(tyro.conf.SuppressFixed,))
-    return parsed.algorithm, parsed.run
+    groups = _groups(algorithm=base, run=config, environment=wrappers)
+    prog = f"treadle train {names}"
+    parsed = tyro.cli(groups, args=flags, prog=prog, description=TRAIN_FLAGS, config=(tyro.conf.SuppressFixed,))
+    return parsed.algorithm, parsed.run, parsed.environment
+
+
+def _groups(**defaults: Any) -> Any:
+    """A dataclass of dataclasses, of which each is a group in the help and none a prefix of flags."""
+    import tyro
+
+    fields = [
+        (name, tyro.conf.OmitArgPrefixes[type(default)], dataclasses.field(default=default))
+        for name, default in defaults.items()
+    ]
+    return dataclasses.make_dataclass("Train", fields, frozen=True)
 
 
 def _show_train_help() -> None:
@@ -299,6 +332,7 @@ def _show_train_help() -> None:
     import tyro
 
     from treadle import registry
+    from treadle.environments.wrappers import Wrappers
     from treadle.run import RunConfig
 
     about = (
@@ -307,4 +341,5 @@ def _show_train_help() -> None:
         f"any Gymnasium environment by its name. {TRAIN_FLAGS} The options below are those of every run; treadle train "
         "ALGORITHM ENVIRONMENT --help shows the algorithm's own as well."
     )
-    tyro.cli(RunConfig, args=["--help"], prog="treadle train ALGORITHM ENVIRONMENT", description=about)
+    groups = _groups(run=RunConfig(), environment=Wrappers())
+    tyro.cli(groups, args=["--help"], prog="treadle train ALGORITHM ENVIRONMENT", description=about)

@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import itertools
 import json
-import os
 import platform
 import shlex
 import shutil
@@ -18,7 +17,9 @@ from typing import Any
 from treadle import __version__, checkpoint, metrics, records, registry, settings
 from treadle.algorithms.base import Algorithm, require
 from treadle.environments.gymnasium import counterpart
+from treadle.environments.wrappers import Task, Wrappers
 from treadle.errors import InvalidSetting, TreadleError
+from treadle.files import replacing
 from treadle.loops.choose import LoopName, Trainer, make_trainer
 
 FORMAT = 1
@@ -72,6 +73,7 @@ class Run:
         command: list[str] | None = None,
         preset: str | None = None,
         imports: list[str] | None = None,
+        wrappers: Wrappers | None = None,
     ) -> Run:
         """A new run's folder with its `run.json`. Everything else is to be checked before: a run that was in the
         folder is gone afterwards.
@@ -88,6 +90,7 @@ class Run:
             "algorithm": algorithm,
             "settings": settings.describe(configured),
             "environment": environment,
+            "wrappers": settings.describe(wrappers or Wrappers()),
             "config": dataclasses.asdict(config),
             "preset": preset,
             "imports": imports or [],
@@ -123,6 +126,11 @@ class Run:
     @property
     def config(self) -> RunConfig:
         return RunConfig(**self.info["config"])
+
+    @property
+    def task(self) -> Task:
+        """The environment with what this run changed about it."""
+        return Task(self.info["environment"], Wrappers(**self.info["wrappers"]))
 
     @property
     def resume_command(self) -> str:
@@ -167,7 +175,7 @@ class Run:
 
     def trainer(self) -> Trainer:
         """The loop that serves this run, at its start."""
-        return start(self.algorithm(), self.info["environment"], self.config)
+        return start(self.algorithm(), self.task, self.config)
 
     def checkpoints(self) -> list[Path]:
         """Oldest first; files that carry other names are none of them."""
@@ -176,7 +184,8 @@ class Run:
     def save_checkpoint(self, trainer: Trainer, step: int) -> Path:
         """Raises `NonFinite` for a policy that holds NaN, and `CheckpointError` where it cannot be written."""
         path = self.folder / "checkpoints" / f"step-{step:012d}.safetensors"
-        about = {key: self.info[key] for key in ("algorithm", "settings", "environment", "config", "versions")}
+        parts = ("algorithm", "settings", "environment", "wrappers", "config", "versions")
+        about = {key: self.info[key] for key in parts}
         state = trainer.state
         records.check_policy(trainer.algorithm.policy(state.algorithm), step)
         checkpoint.save(path, state, {"kind": "run", "step": step, **about})
@@ -213,9 +222,9 @@ class Run:
             raise checkpoint.CheckpointError(f"{path} is not a run's checkpoint. Give one from this run's folder.")
         parts = ("seeds", "seed", "loop")
         saved = {k: described[k] for k in ("algorithm", "environment")} | described["settings"]
-        saved |= {k: described["config"][k] for k in parts}
+        saved |= _wrappers(described) | {k: described["config"][k] for k in parts}
         own = {k: self.info[k] for k in ("algorithm", "environment")} | self.info["settings"]
-        own |= {k: self.info["config"][k] for k in parts}
+        own |= self.info["wrappers"] | {k: self.info["config"][k] for k in parts}
         for name in own | saved:
             if saved.get(name) != own.get(name):
                 raise checkpoint.CheckpointError(
@@ -234,7 +243,7 @@ class Run:
         return bool(later)
 
 
-def start(algorithm: Algorithm, environment: str, config: RunConfig) -> Trainer:
+def start(algorithm: Algorithm, environment: str | Task, config: RunConfig) -> Trainer:
     """The loop that serves, at its start."""
     return make_trainer(algorithm, environment, config.total_timesteps, config.seed, config.seeds, config.loop)
 
@@ -263,14 +272,9 @@ def check_room(config: RunConfig) -> None:
 
 def write_whole(path: Path, text: str) -> None:
     """Write a file in one step. Raises `TreadleError` when it cannot be written; the former is then as it was."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    try:
+    # A folder that was removed while the run went on is not to come back with this file alone.
+    with replacing(path, advice="Make room, and try again.", make_folder=False) as temporary:
         temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise TreadleError(f"{path} cannot be written: {error.strerror or error}. Make room, and try again.") from None
 
 
 class Chunks:
@@ -341,7 +345,17 @@ def _read_info(folder: Path) -> dict[str, Any] | None:
         value = info["config"].get(name)
         if name not in known or not isinstance(value, _KINDS[str(known[name].type)]):
             raise _damaged(folder, f"'{name}' in its config is {value!r}")
+    try:
+        info["wrappers"] = _wrappers(info)
+        Wrappers(**info["wrappers"]).check()
+    except (InvalidSetting, TypeError) as error:
+        raise _damaged(folder, f"its wrappers make no sense ({error})") from None
     return info
+
+
+def _wrappers(info: dict[str, Any]) -> dict[str, Any]:
+    """The wrappers of a run or a checkpoint; those from before there were any say nothing of them."""
+    return settings.describe(Wrappers()) | info.get("wrappers", {})
 
 
 _INFO = {"algorithm": str, "environment": str, "settings": dict, "config": dict, "imports": list, "resumed": list} | {

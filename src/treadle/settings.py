@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from treadle import registry
+from treadle.environments.wrappers import Task, wrap
 from treadle.errors import InvalidSetting, TreadleError, UnknownName, nearest
 
 
@@ -24,6 +25,12 @@ class Preset:
     about: str
     total_timesteps: int | None
     settings: dict[str, Any]
+    wrappers: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """What is changed about the environment: the file's sub-table `environment`."""
+
+    def task(self, **changes: Any) -> Task:
+        """The environment with what the preset changes about it, `changes` on top."""
+        return wrap(self.environment, **{**self.wrappers, **changes})
 
     def make(self, **changes: Any) -> Any:
         """The algorithm with these settings, `changes` on top."""
@@ -52,8 +59,8 @@ def make(algorithm: str, settings: dict[str, Any]) -> Any:
 
 
 def describe(algorithm: Any) -> dict[str, Any]:
-    """The settings as JSON values. A network of the user's own is named but not described: its weights are in the
-    checkpoint, its form is in the user's code."""
+    """The settings of an algorithm, or of wrappers, as JSON values. A network of the user's own is named but not
+    described: its weights are in the checkpoint, its form is in the user's code."""
     values = {}
     for f in dataclasses.fields(algorithm):
         value = getattr(algorithm, f.name)
@@ -122,7 +129,8 @@ def _read(algorithm: str, file: Any) -> list[Preset]:
             name,
             table.pop("about", ""),
             table.pop("total_timesteps", None),
-            table,
+            wrappers=table.pop("environment", {}),
+            settings=table,
         )
         for name, table in content.items()
     ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,6 +71,34 @@ class Box:
         }
 
 
+@dataclass(frozen=True, kw_only=True)
+class Grid(Discrete):
+    """Numbers that stand for the points of a grid over a bounded `Box`: `levels` values in each dimension, evenly
+    spaced, both bounds included. The last dimension changes fastest. `n` is `levels` to the power of the dimensions."""
+
+    box: Box
+    levels: int
+
+    def take(self, number: Array | np.ndarray | np.integer) -> Any:
+        """The points `[..., *box.shape]` of whole numbers `[...]`: NumPy's for NumPy's, JAX's for JAX's, and the same
+        to the last bit."""
+        number = number if isinstance(number, jax.Array) else np.asarray(number)
+        size = math.prod(self.box.shape)
+        digits = number[..., None] // self.levels ** np.arange(size)[::-1].astype(np.int32) % self.levels
+        values = jnp.asarray(self._values) if isinstance(number, jax.Array) else self._values
+        return values[digits, np.arange(size)].reshape(*number.shape, *self.box.shape)
+
+    @functools.cached_property
+    def _values(self) -> np.ndarray:
+        """The levels of each dimension, `[levels, size]`."""
+        low, high = (np.broadcast_to(np.asarray(b, np.float64), self.box.shape) for b in (self.box.low, self.box.high))
+        return np.linspace(low.ravel(), high.ravel(), self.levels).astype(self.box.dtype)
+
+    def describe(self) -> dict[str, Any]:
+        """The space as JSON values; `from_description` is the inverse."""
+        return {"type": "Grid", "n": self.n, "levels": self.levels, "box": self.box.describe()}
+
+
 Space = Discrete | Box
 
 
@@ -96,6 +126,9 @@ def from_description(description: dict[str, Any]) -> Space:
     """The inverse of `describe`, for metadata read from a file."""
     if description["type"] == "Discrete":
         return Discrete(int(description["n"]), int(description["start"]))
+    if description["type"] == "Grid":
+        box: Any = from_description(description["box"])
+        return Grid(int(description["n"]), box=box, levels=int(description["levels"]))
     return Box(
         _nested(description["low"]),
         _nested(description["high"]),

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 import numpy as np
 
 from treadle.algorithms.base import require
+from treadle.environments.wrappers import Wrappers, with_time_limit
 from treadle.errors import InvalidSetting, TreadleError, UnknownName, UnsupportedSpace, nearest
-from treadle.spaces import Discrete, Space, from_gymnasium
+from treadle.spaces import Discrete, Grid, Space, from_gymnasium
 
 if TYPE_CHECKING:
     import gymnasium
@@ -46,7 +47,8 @@ class GymnasiumEnvironments:
 
     `env` is an id (`"CartPole-v1"`, `"my_package:MyEnv-v0"`), a callable that makes an environment, an environment
     (one), or a ready `gymnasium.vector.VectorEnv`, which brings its own `num_envs` and autoreset mode. `render_mode`
-    and `make_options` go to `gymnasium.make` or to the callable.
+    and `make_options` go to `gymnasium.make` or to the callable. Of the `wrappers`, those of actions and of the time
+    limit are applied here; `step` gives the environment's own reward.
 
     Raises `UnknownName` for an id that Gymnasium cannot make, `UnsupportedSpace` for spaces that Treadle does not
     serve. What a user's environment raises passes through.
@@ -64,6 +66,7 @@ class GymnasiumEnvironments:
         num_envs: int = 1,
         autoreset: Autoreset = "same_step",
         render_mode: str | None = None,
+        wrappers: Wrappers | None = None,
         **make_options: Any,
     ):
         require(num_envs >= 1, "num_envs", num_envs, "at least 1")
@@ -71,12 +74,21 @@ class GymnasiumEnvironments:
         require(autoreset in modes, "autoreset", f"'{autoreset}'", f"one of {', '.join(modes)}")
         options = make_options if render_mode is None else {"render_mode": render_mode, **make_options}
 
+        self.wrappers = wrappers or Wrappers()
         made = _make(env, num_envs, options)
         first = made[0] if isinstance(made, list) else made
         self.name = env if isinstance(env, str) else _name(first)
-        self.max_episode_steps = _time_limit(first)
+        self.max_episode_steps = self.wrappers.max_episode_steps(_time_limit(first))
         try:
-            self.observation_space, self.action_space = _spaces(first, self.name)
+            if self.wrappers.time_limit != "own":
+                if not isinstance(made, list) or made[0] is env:
+                    raise InvalidSetting(
+                        f"time_limit (--time-limit) was {self.wrappers.time_limit}, and {self.name} is made already. "
+                        "Set the limit where it is made, or give an id or a function that makes it."
+                    )
+                made = [with_time_limit(each, self.max_episode_steps) for each in made]
+            self.observation_space, own_actions = _spaces(first, self.name)
+            self.action_space = self.wrappers.action_space(own_actions)
             self._stepper = _stepper(made, autoreset, self)
         except TreadleError:
             for opened in made if isinstance(made, list) else [made]:
@@ -110,6 +122,16 @@ class GymnasiumEnvironments:
     def render(self) -> Sequence[Any]:
         """What each environment renders."""
         return self._stepper.render()
+
+    def wrap_first(self, wrap: Callable[[Any], Any]) -> Any:
+        """Put what `wrap` makes of the first environment in its place, and return it. Raises `InvalidSetting` for a
+        vector environment whose parts cannot be reached."""
+        if not isinstance(self._stepper, _Separate):
+            raise InvalidSetting(
+                f"{self.name} is a vector environment, whose parts cannot be reached one by one. Give an id, or a "
+                "function that makes one environment."
+            )
+        return self._stepper.wrap_first(wrap)
 
     def close(self) -> None:
         self._stepper.close()
@@ -155,13 +177,15 @@ class _Arrays:
         self._obs_shape = (num_envs, *spaces.observation_space.shape)
         self._action_dtype = np.dtype(action_dtype)
         self._action_start = spaces.action_space.start if isinstance(spaces.action_space, Discrete) else 0
+        self._grid = spaces.action_space if isinstance(spaces.action_space, Grid) else None
 
     def owned(self, obs: Any) -> np.ndarray:
         return np.array(obs, self._obs_dtype, order="C")
 
     def actions(self, actions: np.ndarray) -> np.ndarray:
         """A copy, because what JAX computed is read-only and environments may write to their action."""
-        converted = np.array(actions, self._action_dtype)
+        taken = actions if self._grid is None else self._grid.take(actions)
+        converted = np.array(taken, self._action_dtype)
         return converted + self._action_start if self._action_start else converted
 
 
@@ -173,6 +197,10 @@ class _Separate(_Arrays):
     def __init__(self, envs: Sequence[gymnasium.Env], spaces: GymnasiumEnvironments):
         super().__init__(spaces, len(envs), envs[0].action_space.dtype)
         self._envs = list(envs)
+
+    def wrap_first(self, wrap: Callable[[Any], Any]) -> Any:
+        self._envs[0] = wrap(self._envs[0])
+        return self._envs[0]
 
     def reset(self, seeds: list[int], space_seeds: list[int]) -> np.ndarray:
         _seed_spaces(self._envs, space_seeds)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import typing
 from collections.abc import Callable
 from typing import Any, Literal
@@ -11,6 +12,7 @@ from treadle.algorithms.base import Algorithm, require
 from treadle.environments import gymnasium as host_environments
 from treadle.environments.base import Environment
 from treadle.environments.gymnasium import GymnasiumEnvironments
+from treadle.environments.wrappers import Task, is_world, wrap_world
 from treadle.errors import InvalidSetting, TreadleError, UnknownName, nearest
 from treadle.loops.host import HostSeeds, host_spec
 from treadle.loops.rollout import make_spec
@@ -24,19 +26,28 @@ Trainer = FusedSeeds | HostSeeds
 def resolve(environment: Any, loop: LoopName = "auto") -> Environment | Callable[..., GymnasiumEnvironments]:
     """A JAX world, or a function `(num_envs, **options)` that makes host environments.
 
-    `environment` is a name (of Treadle or Gymnasium), a JAX world, a function that makes a Gymnasium environment, or
-    a Gymnasium vector environment. Raises `UnknownName` or `TreadleError`.
+    `environment` is a name (of Treadle or Gymnasium), a JAX world, a function that makes a Gymnasium environment, a
+    Gymnasium vector environment, or a `Task` of one of them. Raises `UnknownName` or `TreadleError`.
     """
+    task = Task.of(environment)
+    task.wrappers.check()
+    found = _resolve(task.environment, loop)
+    if isinstance(found, Environment):
+        return wrap_world(found, task.wrappers)
+    return functools.partial(found, wrappers=task.wrappers)
+
+
+def _resolve(environment: Any, loop: LoopName) -> Environment | Callable[..., GymnasiumEnvironments]:
     names = typing.get_args(LoopName)
     require(loop in names, "loop", repr(loop), f"one of {', '.join(names)}")
     if isinstance(environment, str):
         return _resolve_name(environment, loop)
-    if isinstance(environment, type) and _is_world(environment):
+    if isinstance(environment, type) and is_world(environment):
         raise InvalidSetting(
             f"the environment was the class {environment.__name__}; it must be a world made from it: "
             f"{environment.__name__}()."
         )
-    if _is_world(environment):
+    if is_world(environment):
         if loop == "host":
             raise TreadleError("--loop host runs Gymnasium environments; a world in JAX has the fused loop.")
         return environment
@@ -52,12 +63,8 @@ def resolve(environment: Any, loop: LoopName = "auto") -> Environment | Callable
 def is_made(environment: Any) -> bool:
     """Whether it is a Gymnasium environment that exists already, alone or a vector of them. Whoever plays in it
     disturbs whoever else does."""
+    environment = Task.of(environment).environment
     return hasattr(environment, "unwrapped") and not isinstance(environment, type)
-
-
-def _is_world(environment: Any) -> bool:
-    """Whether it is a world in JAX; a Gymnasium environment may happen to have attributes of the same names."""
-    return isinstance(environment, Environment) and not hasattr(environment, "unwrapped")
 
 
 def _resolve_name(name: str, loop: LoopName) -> Environment | Callable[..., GymnasiumEnvironments]:
@@ -109,8 +116,8 @@ def make_trainer(
     check_timesteps(total_timesteps)
     if num_seeds > 1 and is_made(environment):
         raise InvalidSetting(
-            f"seeds was {num_seeds}, and {environment!r} is made already: the seeds would play in the same one. Give "
-            "a function that makes one."
+            f"seeds was {num_seeds}, and {Task.of(environment).environment!r} is made already: the seeds would play in "
+            "the same one. Give a function that makes one."
         )
     algorithm.check()
     world = resolve(environment, loop)
@@ -135,11 +142,14 @@ def make_trainer(
 
 
 def evaluation_environment(environment: Any, num_envs: int, **options: Any) -> Environment | GymnasiumEnvironments:
-    """Gymnasium's own environment where the world has a counterpart there, else the training world."""
-    environment = evaluated_as(environment)
-    if isinstance(environment, str) and (host_environments.counterpart(environment) or ":" in environment):
-        return GymnasiumEnvironments(environment, num_envs, **options)
-    world = resolve(environment)
+    """Gymnasium's own environment where the world has a counterpart there, else the training world; without the
+    changes that are for learning alone."""
+    given = Task.of(environment)
+    task = Task(evaluated_as(given.environment), given.wrappers.in_evaluation())
+    name = task.environment
+    if isinstance(name, str) and (host_environments.counterpart(name) or ":" in name):
+        return GymnasiumEnvironments(name, num_envs, wrappers=task.wrappers, **options)
+    world = resolve(task)
     if isinstance(world, Environment):
         return as_float32(world)
     return world(1 if is_made(environment) else num_envs, **options)
@@ -152,4 +162,4 @@ def evaluated_as(environment: Any) -> Any:
         if environment not in registry.environments:
             return environment
         return getattr(registry.environments.make(environment), "evaluated_as", None) or environment
-    return (getattr(environment, "evaluated_as", None) if _is_world(environment) else None) or environment
+    return (getattr(environment, "evaluated_as", None) if is_world(environment) else None) or environment

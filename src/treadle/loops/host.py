@@ -16,7 +16,7 @@ from treadle.loops.dispatch import BLOCK, Buffers, Plan, programs
 from treadle.loops.fused import Record
 from treadle.loops.rollout import Episodes
 from treadle.loops.seeding import host_seed, purpose, seed_key
-from treadle.types import Carry, Counter, Mean, Spec, space_spec
+from treadle.types import Carry, Counter, Spec, space_spec
 
 
 class HostState(NamedTuple):
@@ -55,6 +55,11 @@ class HostSeeds:
         self.spec = self._learners[0].spec
 
     @property
+    def environments(self) -> list[GymnasiumEnvironments]:
+        """Those of each seed."""
+        return [learner.environments for learner in self._learners]
+
+    @property
     def state(self) -> HostState:
         """What a checkpoint keeps of all seeds, stacked along a leading axis."""
         return jax.tree.map(lambda *x: jnp.stack(x), *[learner.state for learner in self._learners])
@@ -88,6 +93,7 @@ class HostLearner:
         self._key = key
         self._obs = environments.reset(host_seed(purpose(key, "reset")))
         self._masked = environments.masks_rows
+        self._learning_reward = environments.wrappers.learning_reward if environments.wrappers.changes_rewards else None
         self._programs = programs(Plan.of(algorithm, self.spec, self._masked))
         self._settings = self._programs.settings.pack(algorithm)
         state = self._programs.init(self._settings, purpose(key, "init"), total_timesteps)
@@ -136,11 +142,7 @@ class HostLearner:
                     self._act(t + 1, restarted)
             self._turn(rows, extras)
         totals, self._buffers = self._programs.take_metrics(self._buffers)
-        totals = np.asarray(totals)
-        metrics = {
-            name: Mean(totals[0, i : i + 1], totals[1, i : i + 1]) for i, name in enumerate(self._programs.metric_names)
-        }
-        return Record(metrics, episodes)
+        return Record(self._programs.metrics(np.asarray(totals)), episodes)
 
     def _act(self, t: int, restarted: np.ndarray) -> None:
         """Choose actions for step `t` of the round at hand."""
@@ -173,11 +175,12 @@ class HostLearner:
 
     def _step(self, episodes: Episodes, n: int, t: int) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
         """One step of every environment with the action at hand. Returns the packed row, and which environments
-        stand at the start of an episode."""
+        stand at the start of an episode. Returns of episodes are counted from the environment's own reward."""
         obs, action = self._obs, self._action
         next_obs, reward, terminated, truncated, valid, self._obs = self.environments.step(action)
         ended = terminated | truncated
-        leaves = [obs, action, reward, next_obs, terminated, truncated]
+        learned = reward if self._learning_reward is None else self._learning_reward(reward, terminated)
+        leaves = [obs, action, learned, next_obs, terminated, truncated]
         if valid is None:
             self._returns += reward
             self._lengths += 1

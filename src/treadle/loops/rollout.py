@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int, PyTree
 from treadle import hoist
 from treadle.algorithms.base import Algorithm
 from treadle.environments.base import Environment
+from treadle.environments.wrappers import learning_reward
 from treadle.types import Carry, EnvState, Obs, Spec, Transition, select
 
 
@@ -39,7 +40,8 @@ def make_spec(algorithm: Algorithm, environment: Environment, total_timesteps: i
         env_state, obs = environment.reset(key)
         action = environment.action_space.sample(key)
         _, step = environment.step(env_state, action, key)
-        return Transition(obs, action, step.reward, step.obs, step.terminated, step.terminated)
+        reward = learning_reward(environment, step)
+        return Transition(obs, action, reward, step.obs, step.terminated, step.terminated)
 
     shapes = jax.eval_shape(example, jax.random.key(0))
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
@@ -66,7 +68,7 @@ def collect(
     """`algorithm.num_steps` steps of each environment under the current policy.
 
     Environments that end are reset at once; the transition keeps the true successor. Acting's carry is cleared at an
-    episode's end.
+    episode's end. Returns are counted from the environment's own reward, also where learning sees another.
     """
     fresh_carry = algorithm.init_carry(spec)
 
@@ -80,7 +82,8 @@ def collect(
         ended = terminated | truncated
 
         episode_return = actor.episode_return + step.reward
-        transition = Transition(actor.obs, action, step.reward, step.obs, terminated, truncated, None, extras)
+        reward = learning_reward(environment, step)
+        transition = Transition(actor.obs, action, reward, step.obs, terminated, truncated, None, extras)
         episodes = Episodes(jnp.where(ended, episode_return, 0.0), jnp.where(ended, length, 0))
 
         first_state, first_obs = jax.vmap(environment.reset)(jax.random.split(reset_key, spec.num_envs))
