@@ -157,6 +157,31 @@ def test_every_step_can_be_watched():
     assert len(seen) == 8 and seen[0] is world
 
 
+def test_an_episode_to_be_drawn_is_the_one_that_is_evaluated():
+    """State for state, from the first to that in which it ends."""
+    world, lengths = EpisodesInJAX(), set()
+    for seed in range(4):
+        states = evaluation.greedy_episode(Linear(), jnp.ones(1), world, seed_key(seed))
+        found = evaluate(world, 1, seed)
+        assert [float(state[0]) for state in states] == list(range(int(found.lengths[0]), -1, -1))
+        assert all(isinstance(state, np.ndarray) for state in states)
+        lengths.add(len(states))
+    assert lengths == {2, 21}
+    first = (0.03, -0.02, 0.04, 0.01)
+    twin = as_float32(CartPoleFrom(first=first))
+    weights = jnp.asarray((0.0, 0.0, 1.0, 0.0))
+    states = evaluation.greedy_episode(Linear(), weights, twin, seed_key(0))
+    np.testing.assert_array_equal(np.asarray(states[0]), np.asarray(first, np.float32))
+    assert len(states) - 1 == evaluate(twin, 1, weights=weights).lengths[0]
+    assert abs(states[-1].theta) > twin.theta_limit > abs(states[-2].theta)
+
+
+def test_an_episode_to_be_drawn_is_cut_by_the_time_limit_and_for_being_long():
+    endless, limited = EpisodesInJAX(ends=False), EpisodesInJAX(ends=False, max_episode_steps=3)
+    for world, at_most, expected in ((limited, 100, 4), (limited, 2, 2), (endless, 7, 7)):
+        assert len(evaluation.greedy_episode(Linear(), jnp.ones(1), world, seed_key(0), at_most)) == expected
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_what_acting_carries_is_cleared_between_episodes(mode):
     """The algorithm stops the episode, by action 1, when what it carries and what it sees differ."""

@@ -31,7 +31,8 @@ Deep reinforcement learning in JAX.
 """
 TRAIN_FLAGS = (
     "--preset NAME takes a named preset's settings ('none': the algorithm's own defaults); --import FILE.py brings "
-    "algorithms and worlds of your own."
+    "algorithms and worlds of your own; --watch draws the learner in the terminal as it learns, --watch-pace N at N "
+    "steps a second instead of 10."
 )
 
 
@@ -100,6 +101,7 @@ def _train(argv: list[str]) -> None:
     algorithm, environment = names
     registry.algorithms.find(algorithm)
     wanted, flags = _take_option(flags, "--preset")
+    pace, flags = _take_watch(flags)
     preset = _preset(algorithm, environment, wanted)
     base = preset.make() if preset else settings.make(algorithm, {})
     steps = preset.total_timesteps if preset and preset.total_timesteps else RunConfig.total_timesteps
@@ -114,14 +116,15 @@ def _train(argv: list[str]) -> None:
     check_room(config)
     tune_cpu()
     trainer = start(configured, Task(environment, wrappers), config)
+    watch = _watch(trainer, pace)
     command, label = ["treadle", "train", *argv], preset.name if preset else None
     run = Run.create(algorithm, environment, configured, config, command, label, imports, wrappers)
     if preset:
         print(f"Settings: preset '{preset.name}' for {algorithm} in {environment} ({preset.about}).")
-    _go(run, trainer, 0)
+    _go(run, trainer, 0, watch)
 
 
-def _go(run: Any, trainer: Any, step: int) -> None:
+def _go(run: Any, trainer: Any, step: int, watch: Any) -> None:
     from treadle import training
     from treadle.progress import Progress
 
@@ -130,7 +133,7 @@ def _go(run: Any, trainer: Any, step: int) -> None:
     # Said at once by a pipe too: whoever waits for the run may want to look into its folder.
     print(f"Run: {run.folder}", flush=True)
     try:
-        training.train(run, trainer, step, progress)
+        training.train(run, trainer, step, progress, watch)
     finally:
         trainer.close()
 
@@ -140,6 +143,7 @@ def _resume(argv: list[str]) -> None:
     parser.add_argument("run", metavar="RUN", help="the run's folder")
     parser.add_argument("--checkpoint", metavar="FILE", help="an earlier checkpoint; what came after it is dropped")
     parser.add_argument("--total-timesteps", type=int, metavar="N", help="train to N steps instead; schedules stay")
+    _add_watch(parser)
     _add_import(parser)
     options = parser.parse_args(argv)
 
@@ -160,6 +164,7 @@ def _resume(argv: list[str]) -> None:
             f"{run.folder} is at step {step:,} of {config.total_timesteps:,}, so nothing is left to do. To train it "
             f"further: {run.resume_command} --total-timesteps {2 * step}"
         )
+    watch = _watch(trainer, _pace(options))
     command = shlex.join(["treadle", "resume", *argv])
     dropped = run.forget_after(step)
     run.save_info(config=dataclasses.asdict(config), resumed=[*run.info["resumed"], {"command": command, "step": step}])
@@ -167,7 +172,7 @@ def _resume(argv: list[str]) -> None:
     print(f"Going on from step {step:,} of {config.total_timesteps:,}.{what}")
     if not trainer.exact_resume:
         print("A Gymnasium environment's inner state cannot be saved: new episodes begin, all else continues.")
-    _go(run, trainer, step)
+    _go(run, trainer, step, watch)
 
 
 def _evaluate(argv: list[str]) -> None:
@@ -176,7 +181,11 @@ def _evaluate(argv: list[str]) -> None:
     parser.add_argument("--episodes", type=int, default=20, metavar="N", help="episodes of each seed (default 20)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="base of the evaluation's own randomness")
     parser.add_argument("--checkpoint", metavar="FILE", help="another checkpoint than the last")
-    parser.add_argument("--render", metavar="FILE.gif", help="also draw one episode of the best seed")
+    parser.add_argument(
+        "--render",
+        metavar="FILE.gif|FILE.png",
+        help="also draw one episode of the best seed: a moving picture, or as .png a film strip of it",
+    )
     _add_import(parser)
     options = parser.parse_args(argv)
 
@@ -263,6 +272,32 @@ def _add_import(parser: argparse.ArgumentParser) -> None:
         metavar="FILE.py",
         help="a file of your own that registers algorithms or worlds",
     )
+
+
+def _add_watch(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--watch", action="store_true", help="draw the learner in the terminal as it learns")
+    parser.add_argument("--watch-pace", type=float, metavar="N", help="the same, at N steps a second (10 unless given)")
+
+
+def _take_watch(argv: list[str]) -> tuple[float | None, list[str]]:
+    parser = _Parser(prog="treadle train", add_help=False, allow_abbrev=False)
+    _add_watch(parser)
+    options, rest = parser.parse_known_args(argv)
+    return _pace(options), rest
+
+
+def _pace(options: argparse.Namespace) -> float | None:
+    """Steps a second at which to watch, `None` where nobody does."""
+    return options.watch_pace if options.watch_pace is not None or not options.watch else 10.0
+
+
+def _watch(trainer: Any, pace: float | None) -> Any:
+    """Before a run's folder is touched, because not every environment can be watched."""
+    if pace is None:
+        return None
+    from treadle.watch import Watch
+
+    return Watch(trainer, pace)
 
 
 def _import_files(files: list[str]) -> list[str]:

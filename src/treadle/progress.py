@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 REFRESH_SECONDS = 0.125
 PLAIN_SECONDS = 10.0
-SHOWN = ("return", "loss", "epsilon")
+SHOWN = ("return", "loss", "td_error", "epsilon")
 _DASH = "-"
 
 
@@ -149,7 +149,7 @@ class Progress:
     def _details(self) -> list[str]:
         rate = self.steps_per_second()
         details = [f"{_DASH if rate is None else f'{rate:,.0f}'} steps/s"]
-        details += [f"{name} {_number(self._metrics.get(name))}" for name in SHOWN]
+        details += [f"{name} {number(self._metrics.get(name))}" for name in SHOWN]
         if self._compiling_since is not None:
             details.append(f"compiling {self._clock() - self._compiling_since:.0f} s ...")
         elif self.compile_seconds:
@@ -171,7 +171,8 @@ def _is_terminal() -> bool:
     return not Console(stderr=True).is_dumb_terminal
 
 
-def _number(value: float | None) -> str:
+def number(value: float | None) -> str:
+    """Four digits, or all before the point; a dash for what is not known."""
     return _DASH if value is None else f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
+import itertools
 import json
-import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +11,22 @@ import jax
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from treadle import metrics, registry, settings, study
+from treadle import drawing, metrics, registry, study
 from treadle.algorithms.base import Algorithm, require
+from treadle.environments.base import Environment
 from treadle.environments.gymnasium import GymnasiumEnvironments
+from treadle.environments.wrappers import Task, is_world
 from treadle.errors import InvalidSetting, TreadleError
 from treadle.loops import evaluate as evaluation
-from treadle.loops.choose import evaluated_as, evaluation_environment
+from treadle.loops.choose import evaluated_as, evaluation_environment, resolve
 from treadle.loops.seeding import purpose, seed_key
+from treadle.registry import as_float32
 from treadle.run import Run, write_whole
+from treadle.scene import Scene
 
 EVALUATION_ENVIRONMENTS = 10
 LONGEST_DRAWING = 1_000
+GYMNASIUM_FRAME_SECONDS = 0.02
 
 
 def evaluate(
@@ -35,16 +38,16 @@ def evaluate(
     """
     require(episodes >= 1, "episodes", episodes, "at least 1")
     require(0 <= seed < 2**31, "seed", seed, "between 0 and 2^31 - 1")
-    if render is not None and not render.lower().endswith(".gif"):
-        raise InvalidSetting(f"--render was given {render}; it must name a .gif file.")
+    if render is not None and not render.lower().endswith((".gif", ".png")):
+        raise InvalidSetting(f"--render was given {render}; it must name a .gif file, or a .png file for a film strip.")
     trainer = run.trainer()
     step = run.restore(trainer, checkpoint)
     # Before the episodes are played, since it may be impossible.
-    drawn = _drawn_world(run.info["environment"]) if render else None
+    drawn = _drawn_world(run.task) if render else None
     policies = trainer.policies()
     algorithm = trainer.algorithm
     trainer.close()
-    world = evaluation_environment(run.info["environment"], min(episodes, EVALUATION_ENVIRONMENTS))
+    world = evaluation_environment(run.task, min(episodes, EVALUATION_ENVIRONMENTS))
     key = purpose(seed_key(seed), "evaluation")
     scores = []
     for index in range(run.config.seeds):
@@ -88,11 +91,27 @@ def _show_evaluation(run: Run, returns: np.ndarray, step: int, where: str) -> No
     write_whole(run.folder / "evaluation.json", json.dumps(content, indent=1) + "\n")
 
 
-def draw_episode(world: GymnasiumEnvironments, algorithm: Algorithm, policy: PyTree, path: Path, key: Array) -> Path:
-    """One greedy episode as a GIF of the environment's own frames; the environment is closed.
+def draw_episode(
+    world: Environment | GymnasiumEnvironments, algorithm: Algorithm, policy: PyTree, path: Path, key: Array
+) -> Path:
+    """One greedy episode as a moving picture (.gif) or a film strip (.png): scenes of a world in JAX, or the frames of
+    Gymnasium's environment, which is closed.
 
     Raises `TreadleError` where it draws no frames, or where the file cannot be written.
     """
+    if isinstance(world, GymnasiumEnvironments):
+        pictures, seconds = _frames(world, algorithm, policy, key), GYMNASIUM_FRAME_SECONDS
+    else:
+        states = evaluation.greedy_episode(algorithm, policy, world, key, LONGEST_DRAWING)
+        fixed: Any = jax.device_get(world)  # plain numbers, with which a scene is quickly made
+        pictures = [fixed.scene(state) for state in states]
+        seconds = _frame_seconds(fixed, pictures[0])
+    if path.suffix.lower() == ".png":
+        return drawing.save_strip(pictures, path)
+    return drawing.save_gif(pictures, path, seconds)
+
+
+def _frames(world: GymnasiumEnvironments, algorithm: Algorithm, policy: PyTree, key: Array) -> list[Any]:
     from PIL import Image
 
     frames: list[Any] = []
@@ -111,26 +130,30 @@ def draw_episode(world: GymnasiumEnvironments, algorithm: Algorithm, policy: PyT
         evaluation.evaluate(algorithm, policy, world, 1, key, each_step=keep)
     finally:
         world.close()
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        frames[0].save(temporary, "GIF", save_all=True, append_images=frames[1:], duration=20, loop=0, optimize=False)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise TreadleError(f"the drawing {path} cannot be written: {error.strerror}. Give another path.") from None
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-    return path
+    return frames
 
 
-def _drawn_world(name: str) -> GymnasiumEnvironments:
+def _frame_seconds(world: Any, scene: Scene) -> float:
+    """As long as a step lasts in the world, if that can be followed; in grids, where steps are large, a quarter of a
+    second."""
+    return 0.25 if scene.cells else min(max(float(getattr(world, "dt", 0.04)), 0.02), 0.1)
+
+
+def _drawn_world(environment: Any) -> Environment | GymnasiumEnvironments:
+    """What an episode is drawn of: a world in JAX that has a scene, which needs no other library and looks the same
+    everywhere, or Gymnasium's environment."""
+    given = Task.of(environment)
+    name = evaluated_as(given.environment)
+    if is_world(name) or name in registry.environments:
+        world: Any = resolve(Task(name, given.wrappers.in_evaluation()))
+        if hasattr(world, "scene"):
+            return as_float32(world)
     try:
-        world = evaluation_environment(name, 1, render_mode="rgb_array")
+        world = evaluation_environment(environment, 1, render_mode="rgb_array")
     except (TreadleError, TypeError) as error:  # Gymnasium's, where an environment takes no render_mode
         raise TreadleError(f"{name} cannot be drawn: {error}") from None
     if not isinstance(world, GymnasiumEnvironments):
-        raise TreadleError(f"{name} has no drawing yet: only Gymnasium's environments are drawn.")
+        raise TreadleError(f"{name} has no drawing yet: the world has no method scene(state), and Gymnasium has none.")
     return world
 
 
@@ -146,26 +169,22 @@ def plot(run: Run, path: Path | None = None) -> Path:
     return study.plot_learning_curve(curves, target, title)
 
 
-def show_list() -> None:
-    """Print the algorithms, the worlds and the presets."""
+def reproduce(name: str, folder: Path, seed: int, seeds: int | None, command: str) -> None:
+    """Run an experiment, and print its claims as they were found and where the figure is."""
     from rich.console import Console
-    from rich.table import Table
 
-    console = Console()
-    algorithms = Table("algorithm", "what it is", title="Algorithms", title_justify="left")
-    for name, (cls, _) in registry.algorithms.entries().items():
-        algorithms.add_row(name, _first_line(cls))
-    worlds = Table("environment", "what it is", title="Worlds in JAX", title_justify="left")
-    for name, (cls, _) in registry.environments.entries().items():
-        worlds.add_row(name, _first_line(cls))
-    tuned = Table("algorithm", "environment", "preset", "what it is", title="Presets", title_justify="left")
-    for p in settings.presets():
-        tuned.add_row(p.algorithm, p.environment, p.name, p.about)
-    for table in (algorithms, worlds, tuned):
-        console.print(table)
-    console.print("Besides these, any Gymnasium environment by its own name, through the host loop.")
+    from treadle import experiment
 
-
-def _first_line(cls: type) -> str:
-    module = sys.modules[cls.__module__].__doc__ or cls.__doc__ or ""
-    return module.strip().splitlines()[0] if module.strip() else ""
+    console, progress = Console(), Console(stderr=True)
+    declared = experiment.find(name)
+    console.print(f"{declared.about} ({declared.source}).", markup=False)
+    total = len(declared.trials)
+    with progress.status("compiling ...") as status:
+        count = itertools.count(1)
+        judged = experiment.reproduce(
+            name, folder, seed, seeds, command, lambda label: status.update(f"{next(count)} of {total}: {label}")
+        )
+    for found in judged:
+        verdict = "holds" if found.holds else "does not hold"
+        console.print(f"  {verdict}: {found.claim} ({found.figures})", markup=False, soft_wrap=True)
+    console.print(f"Figure: {folder / 'figures' / name}.png", markup=False, soft_wrap=True)

@@ -7,8 +7,6 @@ they share one training run and are no independent evidence about the method.
 
 from __future__ import annotations
 
-import contextlib
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from treadle.errors import InvalidSetting, TreadleError
+from treadle.files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -209,16 +208,8 @@ def plot_learning_curve(curves: Curves, path: str | Path, title: str, threshold:
             threshold, color=_VERMILLION, linestyle=(0, (5, 3)), linewidth=1.4, label=f"threshold {threshold:,g}"
         )
     _dress(axes, curves, title)
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path, "the figure") as temporary:
         figure.savefig(temporary, format=kind)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise TreadleError(f"the figure {path} cannot be written: {error.strerror}. Give another path.") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
     return path
 
 

@@ -8,11 +8,16 @@ import signal
 import time
 from typing import Any
 
+import jax
+import numpy as np
+
 from treadle import metrics, records
 from treadle.errors import NonFinite, TreadleError
 from treadle.loops.choose import Trainer
+from treadle.loops.fused import Record
 from treadle.progress import Progress
 from treadle.run import Chunks, Run, step_of
+from treadle.watch import Watch
 
 CHECKPOINT_SECONDS = 30.0
 
@@ -31,18 +36,24 @@ class Stopped(TreadleError):
     exit_status = 1
 
 
-def train(run: Run, trainer: Trainer, step: int = 0, progress: Progress | None = None) -> None:
-    """Train to the configured number of timesteps, from `step` on, writing metrics and checkpoints.
+def train(
+    run: Run, trainer: Trainer, step: int = 0, progress: Progress | None = None, watch: Watch | None = None
+) -> None:
+    """Train to the configured number of timesteps, from `step` on, writing metrics and checkpoints. A `watch` of this
+    trainer draws the learner on the way, in the place of `progress`; the run stays the same, to the last bit.
 
     SIGINT and SIGTERM stop it after the chunk at hand: it saves and raises `Interrupted`, which says how to resume.
     Raises `NonFinite` when a metric is NaN or infinite, and `Stopped` when something cannot be written; the last
     good checkpoint stays.
     """
     title = f"{run.info['algorithm']} {run.info['environment']}"
-    shown = progress or Progress(title, run.config.total_timesteps, run.config.seeds, enabled=False)
-    session = _Session(run, trainer, step, shown)
+    if progress is None or watch is not None:
+        progress = Progress(title, run.config.total_timesteps, run.config.seeds, enabled=False)
+    session = _Session(run, trainer, step, progress, watch)
     status = "failed"
     try:
+        if watch is not None:
+            watch.begin(title, step, run.config.total_timesteps, _episodes_so_far(run) if step else 0)
         with _Signals() as signals:
             session.go(signals)
         status = "finished"
@@ -62,7 +73,9 @@ def train(run: Run, trainer: Trainer, step: int = 0, progress: Progress | None =
     except TreadleError as error:
         raise Stopped(f"{error} {session.kept()} To go on afterwards: {run.resume_command}") from error
     finally:
-        shown.close()
+        progress.close()
+        if watch is not None:
+            watch.close()
         with contextlib.suppress(TreadleError):
             run.save_info(status=status)
 
@@ -70,8 +83,8 @@ def train(run: Run, trainer: Trainer, step: int = 0, progress: Progress | None =
 class _Session:
     """One stretch of training: from `step` to the end, or to whatever stops it."""
 
-    def __init__(self, run: Run, trainer: Trainer, step: int, shown: Progress):
-        self.run, self.trainer, self.shown, self.step = run, trainer, shown, step
+    def __init__(self, run: Run, trainer: Trainer, step: int, shown: Progress, watch: Watch | None):
+        self.run, self.trainer, self.shown, self.step, self.watch = run, trainer, shown, step, watch
         self.per_update = trainer.algorithm.num_steps * trainer.algorithm.num_envs
         self.plan = Chunks(run.config.total_timesteps, self.per_update, host=not trainer.exact_resume)
         self.began, self.before = time.monotonic(), float(run.info["wall_seconds"])
@@ -85,7 +98,7 @@ class _Session:
             self._save()
         with metrics.MetricsWriter(self.run.folder, list(range(self.run.config.seeds))) as writer:
             while self.step < total:
-                self._chunk(writer)
+                self._chunk(writer, signals)
                 if self.step >= total or signals.received or self._is_due():
                     self._save()
                 if signals.received and self.step < total:
@@ -98,14 +111,26 @@ class _Session:
         found = self.run.checkpoints()
         return f"The last good checkpoint is at step {step_of(found[-1]):,}." if found else "Nothing was saved."
 
-    def _chunk(self, writer: metrics.MetricsWriter) -> None:
+    def _chunk(self, writer: metrics.MetricsWriter, signals: _Signals) -> None:
         count = self.plan.next(self.step)
-        is_new, self.compiled = count not in self.compiled, self.compiled | {count}
-        with self.shown.compiling() if is_new else contextlib.nullcontext():
-            record = self.trainer.advance(count)
+        if self.watch is not None:
+            record, count = self._watched(self.watch, count, signals)
+        else:
+            is_new, self.compiled = count not in self.compiled, self.compiled | {count}
+            with self.shown.compiling() if is_new else contextlib.nullcontext():
+                record = self.trainer.advance(count)
         writer.write(records.lines(record, self.step, self.per_update, self._seconds()))
         self.step += count * self.per_update
         self.shown.update(min(self.step, self.run.config.total_timesteps), records.summary(record))
+
+    def _watched(self, watch: Watch, count: int, signals: _Signals) -> tuple[Record, int]:
+        """A chunk one update at a time, or as much of it as there is before a signal, and how many updates that was."""
+        parts: list[Record] = []
+        while len(parts) < count and not (parts and signals.received):
+            part = watch.advance(lambda: bool(signals.received))
+            records.check(part, self.step + len(parts) * self.per_update, self.per_update)
+            parts.append(part)
+        return _joined(parts, is_summed=not self.trainer.exact_resume), len(parts)
 
     def _seconds(self) -> float:
         return self.before + time.monotonic() - self.began
@@ -120,6 +145,21 @@ class _Session:
         self.run.save_checkpoint(self.trainer, self.step)
         self.saved_at, self.saved_step = time.monotonic(), self.step
         self.run.save_info(step=self.step, wall_seconds=self._seconds())
+
+
+def _joined(parts: list[Record], is_summed: bool) -> Record:
+    """What a trainer reports of a chunk, to the last bit, from its reports of each of the chunk's updates. The host
+    loop sums its metrics, one update after the other."""
+    joined = jax.tree.map(lambda *x: np.concatenate(x, axis=1), *parts)
+    if not is_summed:
+        return joined
+    return joined._replace(metrics=jax.tree.map(lambda x: np.cumsum(x, axis=1, dtype=x.dtype)[:, -1:], joined.metrics))
+
+
+def _episodes_so_far(run: Run) -> int:
+    """Of the first seed."""
+    found = (r for r in metrics.read(run.folder) if r["seed"] == 0 and "episode_return" in r)
+    return sum(int(record.get("episodes", 1)) for record in found)
 
 
 class _Signals:

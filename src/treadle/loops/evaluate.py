@@ -18,7 +18,7 @@ from treadle.loops.execution import compile_small
 from treadle.loops.host import host_spec
 from treadle.loops.rollout import make_spec
 from treadle.loops.seeding import host_seed, purpose
-from treadle.types import select
+from treadle.types import Carry, EnvState, Obs, Step, select
 
 STEP_LIMIT = 10_000
 """Where an environment has no time limit, an evaluation episode is cut after this many steps."""
@@ -106,29 +106,66 @@ def _greedy(algorithm: Algorithm, policy: PyTree, carry: Any, obs: Any, key: Arr
     return action, carry
 
 
+class _Play(NamedTuple):
+    """Where episodes side by side stand in a JAX world."""
+
+    env_state: EnvState
+    obs: Obs
+    carry: Carry
+    number: Int[Array, ""]
+
+
+def _begin(algorithm: Algorithm, environment: Environment, episodes: int, key: Array) -> _Play:
+    spec = dataclasses.replace(make_spec(algorithm, environment, 0), num_envs=episodes)
+    env_state, obs = jax.vmap(environment.reset)(jax.random.split(purpose(key, "reset"), episodes))
+    return _Play(env_state, obs, algorithm.init_carry(spec), jnp.zeros((), jnp.int32))
+
+
+def _greedy_step(
+    algorithm: Algorithm, policy: PyTree, environment: Environment, play: _Play, key: Array
+) -> tuple[_Play, Step]:
+    act_key, step_key = jax.random.split(jax.random.fold_in(key, play.number))
+    action, carry, _ = algorithm.act(policy, play.carry, play.obs, act_key, explore=False)
+    keys = jax.random.split(step_key, len(jax.tree.leaves(action)[0]))
+    env_state, step = jax.vmap(environment.step)(play.env_state, action, keys)
+    return _Play(env_state, step.obs, carry, play.number + 1), step
+
+
 def _jax_episodes(algorithm, policy, environment, episodes, key):
     """All episodes side by side, one in each environment, until the last has ended."""
     limit = environment.max_episode_steps or STEP_LIMIT
-    spec = dataclasses.replace(make_spec(algorithm, environment, 0), num_envs=episodes)
-    env_state, obs = jax.vmap(environment.reset)(jax.random.split(purpose(key, "reset"), episodes))
 
     def going(loop):
-        return jnp.any(loop[3])
+        return jnp.any(loop[1])
 
     def one_step(loop):
-        env_state, obs, carry, alive, returns, lengths, number = loop
-        act_key, step_key = jax.random.split(jax.random.fold_in(key, number))
-        action, carry, _ = algorithm.act(policy, carry, obs, act_key, explore=False)
-        env_state, step = jax.vmap(environment.step)(env_state, action, jax.random.split(step_key, episodes))
+        play, alive, returns, lengths = loop
+        play, step = _greedy_step(algorithm, policy, environment, play, key)
         returns, lengths = returns + jnp.where(alive, step.reward, 0.0), lengths + alive
-        alive = alive & ~step.terminated & (lengths < limit)
-        return env_state, step.obs, carry, alive, returns, lengths, number + 1
+        return play, alive & ~step.terminated & (lengths < limit), returns, lengths
 
     zeros = jnp.zeros(episodes)
-    carry = algorithm.init_carry(spec)
-    loop = (env_state, obs, carry, zeros == 0, zeros, zeros.astype(jnp.int32), jnp.zeros((), jnp.int32))
+    loop = (_begin(algorithm, environment, episodes, key), zeros == 0, zeros, zeros.astype(jnp.int32))
     loop = jax.lax.while_loop(going, one_step, loop)
-    return loop[4], loop[5]
+    return loop[2], loop[3]
 
 
 _evaluate_jax = compile_small(_jax_episodes, static_argnums=3)
+_compiled_begin = compile_small(_begin, static_argnums=2)
+_compiled_step = compile_small(_greedy_step)
+
+
+def greedy_episode(
+    algorithm: Algorithm, policy: PyTree, environment: Environment, key: Array, at_most: int = STEP_LIMIT
+) -> list[EnvState]:
+    """The states of a greedy episode in a JAX world, in NumPy, from the first to that in which it ends: the episode
+    that `evaluate` plays when it plays one with this key. After `at_most` states it is cut."""
+    key = purpose(key, "evaluate")
+    limit = min(environment.max_episode_steps or STEP_LIMIT, at_most - 1)
+    play = _compiled_begin(algorithm, environment, 1, key)
+    states, ended = [play.env_state], False
+    while not ended and len(states) <= limit:
+        play, step = _compiled_step(algorithm, policy, environment, play, key)
+        states.append(play.env_state)
+        ended = bool(step.terminated[0])
+    return [jax.tree.map(lambda x: x[0], state) for state in jax.device_get(states)]
