@@ -101,7 +101,7 @@ def test_mistakes_are_told_before_anything_is_trained():
     with pytest.raises(InvalidSetting, match=r"loop \(--loop\) was 'hots'; it must be one of auto, fused, host"):
         Agent(SMALL, "CartPole-v1", loop="hots").learn(10)  # pyright: ignore[reportArgumentType]
     with pytest.raises(TreadleError, match="--loop fused"):
-        Agent(SMALL, "Acrobot-v1", loop="fused").learn(10)
+        Agent(SMALL, "Taxi-v3", loop="fused").learn(10)
     with pytest.raises(TreadleError, match="--loop host"):
         Agent(SMALL, CartPole(), loop="host").learn(10)
 

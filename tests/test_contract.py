@@ -23,7 +23,7 @@ from treadle.loops.rollout import collect, make_spec, start
 from treadle.loops.seeding import seed_key
 from treadle.registry import as_float32, as_tree
 from treadle.spaces import Box, Discrete
-from treadle.types import Mean, Step, select
+from treadle.types import Alarm, Step, select
 
 ALGORITHMS = registry.algorithms.names()
 WORLDS = registry.environments.names()
@@ -249,8 +249,9 @@ def test_an_algorithms_metrics_are_numbers(name):
     assert metrics
     for metric_name, metric in metrics.items():
         assert metric_name.isidentifier()
-        for part in metric if isinstance(metric, Mean) else [metric]:
-            assert part.shape == (2,) and part.dtype == jnp.float32, f"{metric_name}: a float32 for each seed"
+        dtype = jnp.bool_ if isinstance(metric, Alarm) else jnp.float32
+        for part in jax.tree.leaves(metric):
+            assert part.shape == (2,) and part.dtype == dtype, f"{metric_name}: a {dtype.__name__} for each seed"
             assert np.isfinite(part).all()
 
 

@@ -93,13 +93,20 @@ def test_a_resumed_run_does_not_count_the_steps_of_before(clock):
     assert progress.steps_per_second() == 100.0
 
 
-@pytest.mark.parametrize("metrics", [{}, {"return": None, "loss": None, "epsilon": None}])
-def test_what_is_not_known_is_a_dash(clock, metrics):
+@pytest.mark.parametrize(
+    ("metrics", "shown"),
+    [
+        ({}, "return -"),
+        ({"return": None, "loss": None, "epsilon": None}, "return - · loss - · epsilon -"),
+        ({"return": None, "td_error": 0.5, "other": 1.0}, "return - · td_error 0.5"),
+    ],
+)
+def test_what_is_not_known_is_a_dash(clock, metrics, shown):
     progress = Progress("dqn", 10_000, 1, enabled=False, clock=clock)
     progress.update(0, metrics)
     first, second = last_frame(progress)
     assert first.endswith("0% of 10,000 steps  - left")
-    assert second == "  - steps/s · return - · loss - · epsilon -"
+    assert second == f"  - steps/s · {shown}"
 
 
 def test_a_narrow_terminal_cuts_lines_and_keeps_two_of_them(clock):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 
@@ -18,12 +19,15 @@ def epsilon_greedy(key: Array, q: Float[Array, "B A"], epsilon: Float[Array, ""]
 
 def epsilon_greedy_fair(key: Array, q: Float[Array, "B A"], epsilon: Float[Array, ""] | float) -> Int[Array, " B"]:
     """The same, with ties between best actions broken at random: where all values start alike, the first action would
-    otherwise be taken for ever."""
-    explore_key, action_key = jax.random.split(key)
-    lots = jax.random.uniform(action_key, q.shape)
-    explore = jax.random.uniform(explore_key, q.shape[:1]) < epsilon
-    eligible = explore[:, None] | (q == jnp.max(q, axis=-1, keepdims=True))
-    return jnp.argmax(jnp.where(eligible, lots, -1.0), axis=-1).astype(jnp.int32)
+    otherwise be taken for ever.
+
+    Two random numbers serve, whatever the number of actions: in a tabular method, drawing them takes most of a step.
+    """
+    batch, actions = q.shape
+    whether, which = jax.random.uniform(key, (2, batch))
+    eligible = (whether < epsilon)[:, None] | ~(q < jnp.max(q, axis=-1, keepdims=True))  # all where some are NaN
+    up_to = jnp.sum(eligible[:, None, :] & np.tri(actions, dtype=bool), axis=-1)  # eligible actions up to each
+    return jnp.sum(up_to <= jnp.floor(which * up_to[:, -1])[:, None], axis=-1, dtype=jnp.int32)
 
 
 def linear(start: float | Array, end: float | Array, steps: float | Array, step: Int[Array, ""]) -> Float[Array, ""]:

@@ -149,7 +149,8 @@ class Progress:
     def _details(self) -> list[str]:
         rate = self.steps_per_second()
         details = [f"{_DASH if rate is None else f'{rate:,.0f}'} steps/s"]
-        details += [f"{name} {number(self._metrics.get(name))}" for name in SHOWN]
+        known = [name for name in SHOWN if name in self._metrics] or SHOWN[:1]
+        details += [f"{name} {number(self._metrics.get(name))}" for name in known]
         if self._compiling_since is not None:
             details.append(f"compiling {self._clock() - self._compiling_since:.0f} s ...")
         elif self.compile_seconds:

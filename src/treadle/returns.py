@@ -8,12 +8,19 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 
 def taken(q: Float[Array, " A"], action: Int[Array, ""]) -> Float[Array, ""]:
     """`q[action]`, written as a masked sum: the gradient of an index is a scatter, which is slow on a CPU."""
     return jnp.sum(jnp.where(jnp.arange(q.shape[-1]) == action, q, 0.0))
+
+
+def td_error(
+    v: Float[Array, ""], reward: Float[Array, ""], discount: Float[Array, ""], v_next: Float[Array, ""]
+) -> Float[Array, ""]:
+    """r + discount v(s') - v(s)   (Sutton 1988; Sutton and Barto 2018, equation 6.5)."""
+    return jax.lax.stop_gradient(reward + discount * v_next) - v
 
 
 def q_learning_error(
@@ -42,3 +49,43 @@ def double_q_learning_error(
     """
     target = reward + discount * taken(q_next, jnp.argmax(q_next_selector))
     return jax.lax.stop_gradient(target) - taken(q, action)
+
+
+def lambda_return(
+    reward: Float[Array, ""],
+    discount: Float[Array, ""] | float,
+    v_next: Float[Array, ""],
+    return_next: Float[Array, ""],
+    trace_decay: Float[Array, ""] | float,
+) -> Float[Array, ""]:
+    """The lambda-return of a step from that of the step after it:
+
+    `G_t = r + discount [(1 - lambda) v(s_t+1) + lambda G_t+1]`   (Sutton and Barto 2018, equation 12.18)
+
+    Nothing follows the last step that is known, nor an episode's last one: there `return_next` is `v_next`.
+    """
+    return reward + discount * ((1.0 - trace_decay) * v_next + trace_decay * return_next)
+
+
+def lambda_returns(
+    reward: Float[Array, " T"],
+    discount: Float[Array, " T"],
+    v_next: Float[Array, " T"],
+    ended: Bool[Array, " T"],
+    trace_decay: Float[Array, ""] | float,
+) -> Float[Array, " T"]:
+    """The lambda-returns of every step of one trajectory, which may hold several episodes.
+
+    `discount` is gamma, 0 where an episode terminated. `v_next` is the value of each true successor, so that the last
+    step, and those at which a time limit cut an episode, are completed by it. `ended` (terminated or truncated) keeps
+    one episode's rewards out of another's returns.
+    """
+
+    def step(return_next, t):
+        reward, discount, v_next, ended = t
+        return_next = jnp.where(ended, v_next, return_next)
+        now = lambda_return(reward, discount, v_next, return_next, trace_decay)
+        return now, now
+
+    _, returns = jax.lax.scan(step, v_next[-1], (reward, discount, v_next, ended), reverse=True)
+    return returns

@@ -7,7 +7,7 @@ observation or action. Rollouts are time-major, `[T, B, ...]`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
@@ -107,8 +107,19 @@ class Mean(NamedTuple):
     weight: Float[Array | np.ndarray, "..."]
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Alarm:
+    """A metric that stops the run with `sentence` once it is raised, because compiled code cannot raise an error. It is
+    neither written nor shown."""
+
+    raised: Bool[Array | np.ndarray, "..."]
+    sentence: str = field(metadata={"static": True})
+    """What went wrong, and what to do."""
+
+
 Metrics = dict[str, Any]
-"""Names to scalars, or to `Mean`s."""
+"""Names to scalars, to `Mean`s or to `Alarm`s."""
 
 
 def select(condition: Bool[Array, "..."], if_true: PyTree, if_false: PyTree) -> PyTree:

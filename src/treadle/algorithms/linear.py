@@ -5,10 +5,11 @@ A table is the linear function of one-hot features, so each method is written on
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, Self, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ from jaxtyping import Array, Float, Int
 from treadle import exploration
 from treadle.algorithms.base import Algorithm, require
 from treadle.errors import InvalidSetting, UnsupportedSpace
-from treadle.features import Encoder, FeatureMap, LinearFunction, Polynomial, Table, TileCoding
+from treadle.features import Encoder, FeatureMap, LinearFunction, Own, Polynomial, Table, TileCoding
 from treadle.spaces import Discrete, Space
 from treadle.types import Counter, Mean, Metrics, Spec, Transition, select
 
@@ -80,7 +81,7 @@ class Linear(Algorithm):
     high: tuple[float, ...] | None = None
     """Upper bounds, likewise."""
     encoder: Callable[..., Any] | None = None
-    """Your own features instead: any callable JAX tree from one observation to a vector."""
+    """Your own features instead: any callable, also one that is a JAX tree, from one observation to a vector."""
 
     def check(self, spec: Spec | None = None) -> None:
         super().check(spec)
@@ -94,21 +95,28 @@ class Linear(Algorithm):
         if spec is not None:
             self._check_size(spec)
 
+    def prepared(self) -> Self:
+        own = {f.name: value for f in dataclasses.fields(self) if callable(value := getattr(self, f.name))}
+        return dataclasses.replace(self, **{name: Own.of(value) for name, value in own.items()})
+
+    def columns(self, spec: Spec) -> int:
+        """Numbers that are kept for each feature."""
+        return spec.action_space.n if isinstance(spec.action_space, Discrete) else 1
+
     def _check_size(self, spec: Spec) -> None:
-        space, actions = spec.observation_space, spec.action_space
-        columns = actions.n if isinstance(actions, Discrete) else 1
+        space, columns = spec.observation_space, self.columns(spec)
         size = self.feature_map(space).size * columns
         if size <= LARGEST_TABLE:
             return
-        what = f"{space.n:,} states and " if isinstance(space, Discrete) else ""
+        what = f"{space.n:,} states, " if isinstance(space, Discrete) else ""
         instead = (
             "--features tile-coding or polynomial, which generalise over states, or dqn"
             if isinstance(space, Discrete)
             else "fewer --tiles or a smaller --degree, your own features (encoder=...), or dqn"
         )
         raise UnsupportedSpace(
-            f"{self.name} would need {size:,} numbers ({what}{columns} actions, {4 * size / 2**30:,.1f} GiB for each "
-            f"seed), and the limit is {LARGEST_TABLE:,}. Use {instead}."
+            f"{self.name} would need {size:,} numbers ({what}{columns} for each feature, {4 * size / 2**30:,.1f} GiB "
+            f"for each seed), and the limit is {LARGEST_TABLE:,}. Use {instead}."
         )
 
     def feature_map(self, space: Space) -> FeatureMap:
@@ -154,30 +162,38 @@ class Linear(Algorithm):
         features = self.feature_map(spec.observation_space)
         return LinearFunction(weights=jnp.full((features.size, *columns), self.initial_value), features=features)
 
+    def rate(self, state) -> Any:
+        """The step size of now."""
+        return state.schedule.at(self.learning_rate, self.learning_rate_end)
+
     def each_row(
-        self, learn: Callable[[C, Int[Array, ""] | int, Transition], tuple[C, Array]], start: C, rollout: Transition
+        self,
+        learn: Callable[[C, Int[Array, ""] | int, Transition], tuple[C, Array | Mean]],
+        start: C,
+        rollout: Transition,
     ) -> tuple[C, Metrics]:
         """Learn from the rows of a rollout one after the other, in order of time and of environments.
 
         `learn(learned, b, t)` is given the transition `t` of environment `b`, and gives what was learned then and the
-        TD error. Rows that are not valid change nothing.
+        TD error, or the `Mean` of several absolute ones. Rows that are not valid change nothing.
         """
         steps, batch = rollout.reward.shape
 
         def one_row(learned: Any, place):
             t = jax.tree.map(lambda x: x[place // batch, place % batch], rollout)
             new, td_error = learn(learned, place % batch, t)
+            error = td_error if isinstance(td_error, Mean) else Mean(jnp.abs(td_error), jnp.ones(()))
             if t.valid is None:
-                return new, (jnp.abs(td_error), jnp.ones(()))
-            return select(t.valid, new, learned), (jnp.abs(td_error) * t.valid, t.valid.astype(jnp.float32))
+                return new, error
+            return select(t.valid, new, learned), Mean(error.total * t.valid, error.weight * t.valid)
 
         learned: Any
         if steps * batch == 1:
-            learned, (total, count) = one_row(start, 0)
+            learned, error = one_row(start, 0)
         else:
-            learned, (totals, counts) = jax.lax.scan(one_row, start, jnp.arange(steps * batch))
-            total, count = jnp.sum(totals), jnp.sum(counts)
-        return learned, {"td_error": Mean(total, count)}
+            learned, errors = jax.lax.scan(one_row, start, jnp.arange(steps * batch))
+            error = Mean(jnp.sum(errors.total), jnp.sum(errors.weight))
+        return learned, {"td_error": error}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -215,11 +231,17 @@ class LinearControl(Linear):
 
     def explore(self, state, q: Float[Array, "B A"], key: Array) -> Int[Array, " B"]:
         """Epsilon-greedy actions, ties broken at random."""
-        return exploration.epsilon_greedy_fair(key, q, state.schedule.at(self.epsilon, self.epsilon_end))
+        return exploration.epsilon_greedy_fair(key, q, self.epsilon_now(state))
 
-    def rate(self, state) -> Any:
-        """The step size of now."""
-        return state.schedule.at(self.learning_rate, self.learning_rate_end)
+    def expectation(self, state, q: Float[Array, " A"]) -> Float[Array, ""]:
+        """The expected value of the action that `explore` chooses. Ties change nothing: tied actions are worth the
+        same."""
+        epsilon = self.epsilon_now(state)
+        return epsilon * jnp.mean(q) + (1.0 - epsilon) * jnp.max(q)
+
+    def epsilon_now(self, state) -> Any:
+        """The probability of a random action."""
+        return state.schedule.at(self.epsilon, self.epsilon_end)
 
     def policy(self, state) -> LinearPolicy:
         return LinearPolicy(state.q)
@@ -228,13 +250,20 @@ class LinearControl(Linear):
 def _own_features(encoder: Callable[..., Any], space: Space) -> Encoder:
     try:
         shape = jax.eval_shape(encoder, jax.ShapeDtypeStruct(space.shape, space.dtype)).shape
-    except (TypeError, ValueError, AttributeError) as error:
+    except Exception as error:
         raise InvalidSetting(f"the encoder cannot take an observation of shape {space.shape}: {error}") from None
     if len(shape) != 1:
         raise InvalidSetting(f"the encoder gives features of shape {shape}; they must be a vector.")
-    return Encoder(size=shape[0], function=encoder)
+    return Encoder(size=shape[0], function=Own.of(encoder))
 
 
-def only(action: Int[Array, ""], amount: Float[Array, ""], actions: int) -> Float[Array, " A"]:
+def row(table: LinearFunction, obs: Array) -> Int[Array, ""]:
+    """Where in a table the values of a state are."""
+    indices = table.features(obs).indices
+    assert indices is not None
+    return indices[0]
+
+
+def only(action: Int[Array, ""], amount: Float[Array, ""] | float, actions: int) -> Float[Array, " A"]:
     """`amount` at `action`, 0 at the others."""
     return jnp.where(jnp.arange(actions) == action, amount, 0.0)

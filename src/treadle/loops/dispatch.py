@@ -9,14 +9,15 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree
+import numpy as np
+from jaxtyping import Array, Float, PyTree
 
 from treadle import hoist
 from treadle.algorithms.base import Algorithm
 from treadle.loops.execution import compiler_options
 from treadle.loops.packing import Packing
 from treadle.spaces import Space
-from treadle.types import Carry, Mean, Metrics, Obs, Spec, Transition, select, space_spec
+from treadle.types import Alarm, Carry, Mean, Metrics, Obs, Spec, Transition, select, space_spec
 
 BLOCK = 256
 """Steps for which random numbers are drawn at once."""
@@ -78,12 +79,22 @@ class Programs(NamedTuple):
     state: Packing
     row: Packing
     metric_names: list[str]
+    sentences: dict[str, str]
+    """Of the metrics that are alarms."""
     init: Any
     draw_acts: Any
     draw_updates: Any
     act: Any
     turn: Any
     take_metrics: Any
+
+    def metrics(self, totals: Float[np.ndarray, "2 K"]) -> Metrics:
+        """The metrics over all updates since they were last taken, `[1]` each, from what `take_metrics` gave."""
+
+        def metric(name: str, total: np.ndarray, weight: np.ndarray) -> Alarm | Mean:
+            return Alarm(total > 0, self.sentences[name]) if name in self.sentences else Mean(total, weight)
+
+        return {name: metric(name, *totals[:, i, None]) for i, name in enumerate(self.metric_names)}
 
 
 @functools.cache
@@ -140,6 +151,7 @@ def programs(plan: Plan) -> Programs:
         state=state,
         row=row,
         metric_names=shapes.metric_names,
+        sentences=shapes.sentences,
         init=jit(init, static_argnums=2),
         draw_acts=jit(draw_acts),
         draw_updates=jit(draw_updates),
@@ -183,6 +195,7 @@ class _Shapes(NamedTuple):
     """Shapes of what goes through the programs: the arguments of `_act` and `_update`, and what is kept."""
 
     metric_names: list[str]
+    sentences: dict[str, str]
     buffers: Buffers
     act: tuple
     update: tuple
@@ -201,9 +214,10 @@ def _shapes(algorithm: Algorithm, spec: Spec, masked: bool) -> _Shapes:
     key = jax.eval_shape(lambda: jax.random.key(0))
     state, carry, obs, rollout, metrics = jax.eval_shape(one_round, algorithm, key)
     names = sorted(metrics)
+    sentences = {name: metric.sentence for name, metric in metrics.items() if isinstance(metric, Alarm)}
     number = jax.ShapeDtypeStruct((), jnp.int32)
     buffers = Buffers(state, carry, number, jax.ShapeDtypeStruct((2, len(names)), jnp.float32))
-    return _Shapes(names, buffers, (key, algorithm, state, carry, obs), (key, algorithm, state, rollout))
+    return _Shapes(names, sentences, buffers, (key, algorithm, state, carry, obs), (key, algorithm, state, rollout))
 
 
 def _row_shapes(spec: Spec, masked: bool) -> Row:
@@ -212,9 +226,16 @@ def _row_shapes(spec: Spec, masked: bool) -> Row:
 
 
 def _sums(metrics: Metrics, names: list[str]) -> Array:
-    means = [m if isinstance(m, Mean) else Mean(jnp.asarray(m), jnp.ones(())) for m in (metrics[n] for n in names)]
+    means = [_as_mean(metrics[name]) for name in names]
     totals = [jnp.where(m.weight > 0, m.total, 0.0) for m in means]
     return jnp.stack([jnp.stack(totals), jnp.stack([m.weight for m in means])])
+
+
+def _as_mean(metric: Any) -> Mean:
+    if isinstance(metric, Mean):
+        return metric
+    value = metric.raised if isinstance(metric, Alarm) else metric
+    return Mean(jnp.asarray(value, jnp.float32), jnp.ones(()))
 
 
 def _batched(example: PyTree, num_envs: int) -> PyTree:
