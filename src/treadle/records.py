@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from treadle.errors import NonFinite, TreadleError
+from treadle.errors import InvalidSetting, NonFinite
 from treadle.loops.fused import Record
 from treadle.types import Alarm, Mean
 
@@ -45,8 +45,8 @@ def summary(record: Record) -> dict[str, float | None]:
 
 
 def check(record: Record, step: int, per_update: int) -> None:
-    """Look at a chunk that began at `step`. Raises `TreadleError` when an alarm was raised in it, and `NonFinite` when a
-    metric or an episode's return is NaN or infinite."""
+    """Look at a chunk that began at `step`. Raises `InvalidSetting` when an alarm was raised in it, and `NonFinite` when
+    a metric or an episode's return is NaN or infinite."""
     returns = np.asarray(record.episodes.returns)
     total = np.asarray(returns.sum(axis=(2, 3), dtype=np.float64))
     end = step + returns.shape[1] * per_update
@@ -55,7 +55,7 @@ def check(record: Record, step: int, per_update: int) -> None:
 
 
 def check_alarms(named: Mapping[str, Any], step: int, end: int) -> None:
-    """Raise `TreadleError` with the sentence of the first alarm `[S, N]` that was raised, the seed and the step."""
+    """Raise `InvalidSetting` with the sentence of the first alarm `[S, N]` that was raised, the seed and the step."""
     first: tuple[int, int, str] | None = None
     for alarm in named.values():
         if isinstance(alarm, Alarm) and np.any(alarm.raised):
@@ -64,7 +64,7 @@ def check_alarms(named: Mapping[str, Any], step: int, end: int) -> None:
             first = min(first, candidate) if first else candidate
     if first:
         at, seed, sentence = first
-        raise TreadleError(f"{sentence} The run was stopped at step {at:,} (seed {seed}).")
+        raise InvalidSetting(f"{sentence} The run was stopped at step {at:,} (seed {seed}).")
 
 
 def check_finite(named: Mapping[str, Any], step: int, end: int) -> None:

@@ -60,6 +60,10 @@ class Box:
             sample = jnp.minimum(jnp.floor(sample), jnp.where(has_high, ceiling, jnp.inf))
         return sample.astype(self.dtype)
 
+    def __str__(self) -> str:
+        one = all(np.ndim(bound) == 0 for bound in (self.low, self.high))
+        return f"Box of shape {self.shape}" + (f" from {self.low:g} to {self.high:g}" if one else "")
+
     def describe(self) -> dict[str, Any]:
         """The space as JSON values; `from_description` is the inverse."""
         return {

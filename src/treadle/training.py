@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from treadle import metrics, records
-from treadle.errors import NonFinite, TreadleError
+from treadle.errors import InvalidSetting, NonFinite, TreadleError
 from treadle.loops.choose import Trainer
 from treadle.loops.fused import Record
 from treadle.progress import Progress
@@ -70,6 +70,8 @@ def train(
             f"{error} {session.kept()} Where observations and rewards are finite, a smaller learning rate or clipping "
             "(--max-grad-norm) is the usual cure."
         ) from None
+    except InvalidSetting as error:  # an alarm: to go on as before would end as before
+        raise Stopped(f"{error} {session.kept()}") from error
     except TreadleError as error:
         raise Stopped(f"{error} {session.kept()} To go on afterwards: {run.resume_command}") from error
     finally:
