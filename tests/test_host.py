@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from probes import ShortCorridor
-from treadle import DQN, checkpoint
+from treadle import DQN, checkpoint, registry
 from treadle.algorithms.base import Algorithm
 from treadle.environments.gymnasium import GymnasiumEnvironments
 from treadle.errors import InvalidSetting, NonFinite
@@ -412,3 +412,19 @@ def test_what_acting_carries_is_cleared_where_an_episode_ends(mode):
     seen, wrong = trainer.state.algorithm[0]
     assert wrong == 0
     assert seen == 120 if mode != "next_step" else 60 < seen < 120
+
+
+@pytest.mark.parametrize("name", ["td-lambda", "lambda-return"])
+def test_what_episodes_have_left_goes_when_a_resumed_run_begins_others(name):
+    """A gymnasium environment cannot be put back into the middle of an episode; what waited for its end must go."""
+    algorithm = as_float32(registry.algorithms.make(name))
+    learner = HostSeeds(algorithm, lambda: GymnasiumEnvironments("FrozenLake-v1"), 1_000)
+    learner.advance(3)
+    saved = learner.state
+    left = saved.algorithm.traces if name == "td-lambda" else saved.algorithm.episodes.lengths
+    assert np.any(np.asarray(left) != 0), "an episode is under way"
+    learner.restore(saved)
+    state = learner.state.algorithm
+    assert not np.any(np.asarray(state.traces if name == "td-lambda" else state.episodes.lengths))
+    np.testing.assert_array_equal(state.v.weights, saved.algorithm.v.weights)
+    learner.close()

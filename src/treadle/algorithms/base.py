@@ -81,6 +81,11 @@ class Algorithm:
         """Learn from a rollout `[T, B, ...]`."""
         raise NotImplementedError
 
+    def begin_episodes(self, state: PyTree) -> PyTree:
+        """The state where the episodes at hand were cut off and others begin, as when a run in host environments
+        resumes: without what those have left there, such as traces, or steps that wait for the end."""
+        return state
+
     def policy(self, state: PyTree) -> PyTree:
         """The part of the state that acting greedily needs: what the lean artefact keeps. The whole state unless
         a method knows better; `act(policy, ..., explore=False)` must accept it."""

@@ -151,3 +151,6 @@ class LambdaReturn(Prediction):
 
         v, error = jax.lax.fori_loop(0, steps, one_step, (state.v, error))
         return state._replace(v=v), error
+
+    def begin_episodes(self, state):
+        return state._replace(episodes=state.episodes.clear(jnp.ones_like(state.episodes.lengths, jnp.bool_)))

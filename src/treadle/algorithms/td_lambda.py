@@ -119,3 +119,6 @@ class TDLambda(TD0):
 
         (v, traces), metrics = self.each_row(learn, (state.v, state.traces), rollout)
         return TDLambdaState(v, traces, state.target, state.schedule.after(rollout)), metrics
+
+    def begin_episodes(self, state):
+        return state._replace(traces=jnp.zeros_like(state.traces))

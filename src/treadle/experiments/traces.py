@@ -13,8 +13,8 @@ STEPS = 60
 
 
 def look(state):
-    """The traces `[S, A]` of each step, before they decayed for the next."""
-    return state.traces[0] / (DECAY * GAMMA)
+    """The traces `[S, A]` of each step."""
+    return state.traces[0]
 
 
 def path(outcomes):

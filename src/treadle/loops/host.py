@@ -110,7 +110,7 @@ class HostLearner:
         updates = int(state.updates.value)
         self._key = state.key
         self._obs = self.environments.reset(host_seed(jax.random.fold_in(purpose(state.key, "reset"), updates)))
-        self._begin(state.algorithm, updates)
+        self._begin(self.algorithm.begin_episodes(state.algorithm), updates)
 
     def _begin(self, algorithm_state: PyTree, updates: int) -> None:
         train_key = purpose(self._key, "train")
