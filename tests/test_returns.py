@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from treadle.returns import double_q_learning_error, q_learning_error, taken
+from treadle.returns import double_q_learning_error, lambda_returns, q_learning_error, taken, td_error
 
 
 @pytest.fixture(scope="module")
@@ -89,3 +89,49 @@ def test_taken_is_indexing():
     for action in range(5):
         np.testing.assert_array_equal(taken(q, jnp.array(action)), q[action])
         np.testing.assert_array_equal(jax.grad(taken)(q, jnp.array(action)), np.eye(5)[action])
+
+
+def test_the_td_error_is_that_of_rlax(rlax, batch):
+    q, _, reward, discount, q_next, _ = batch
+    expected = jax.vmap(rlax.td_learning)(q[:, 0], reward, discount, q_next[:, 0])
+    np.testing.assert_allclose(jax.vmap(td_error)(q[:, 0], reward, discount, q_next[:, 0]), expected, atol=2e-6)
+    to_v, to_v_next = jax.grad(td_error, argnums=(0, 3))(1.0, 0.0, 0.9, 2.0)
+    assert (to_v, to_v_next) == (-1.0, 0.0)
+
+
+@pytest.mark.parametrize("trace_decay", [0.0, 0.7, 1.0])
+def test_lambda_returns_are_those_of_rlax(rlax, batch, trace_decay):
+    """Episodes that terminate need nothing else: their discount is 0."""
+    _, _, reward, discount, q_next, _ = batch
+    v_next = q_next[:, 0]
+    expected = rlax.lambda_returns(reward, discount, v_next, trace_decay)
+    returns = lambda_returns(reward, discount, v_next, discount == 0, trace_decay)
+    np.testing.assert_allclose(returns, expected, rtol=1e-5, atol=1e-5)
+    assert np.count_nonzero(discount == 0) > 50
+
+
+def test_lambda_returns_of_an_episode_cut_short_by_hand():
+    """Gamma and lambda 0.5; the second step is cut by a time limit, the fourth terminates, the fifth goes on.
+
+    Each is worked backwards: what was cut, and what goes on, is completed by the value of the next observation.
+    """
+    returns = lambda_returns(
+        reward=jnp.array([1.0, 2.0, 3.0, 4.0, 5.0]),
+        discount=jnp.array([0.5, 0.5, 0.5, 0.0, 0.5]),
+        v_next=jnp.array([8.0, 16.0, 32.0, 64.0, 128.0]),
+        ended=jnp.array([False, True, False, True, False]),
+        trace_decay=0.5,
+    )
+    cut = 2.0 + 0.5 * 16.0
+    expected = [1.0 + 0.5 * (0.5 * 8.0 + 0.5 * cut), cut, 3.0 + 0.5 * (0.5 * 32.0 + 0.5 * 4.0), 4.0, 5.0 + 0.5 * 128.0]
+    np.testing.assert_array_equal(returns, expected)
+
+
+def test_lambda_returns_with_time_limits_are_those_of_each_piece(rlax, batch):
+    _, _, reward, discount, q_next, _ = batch
+    v_next, truncated = q_next[:, 0], np.arange(len(reward)) % 7 == 2
+    ends = np.flatnonzero(truncated) + 1
+    pieces = zip(*(np.split(x, ends) for x in (reward, discount, v_next)), strict=True)
+    expected = np.concatenate([rlax.lambda_returns(*piece, 0.9) for piece in pieces])
+    returns = lambda_returns(reward, discount, v_next, truncated | (discount == 0), 0.9)
+    np.testing.assert_allclose(returns, expected, rtol=1e-5, atol=1e-5)

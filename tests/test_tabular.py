@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 from typing import Any
 
 import gymnasium
@@ -28,7 +29,6 @@ from treadle.errors import InvalidSetting, TreadleError, UnsupportedSpace
 from treadle.features import LinearFunction
 from treadle.loops.choose import make_trainer
 from treadle.loops.host import HostSeeds
-from treadle.loops.rollout import make_spec
 from treadle.loops.seeds import FusedSeeds
 from treadle.registry import as_float32, as_tree
 from treadle.spaces import Box, Discrete
@@ -60,20 +60,16 @@ def rows(*steps: tuple, valid: list[bool] | None = None) -> Transition:
     """A rollout `[1, B]`: of each environment (observation, action, reward, next observation), and how it ended."""
     ends = [step[4] if len(step) > 4 else "" for step in steps]
     obs, action, reward, next_obs = (jnp.array([[step[i] for step in steps]]) for i in range(4))
-    ended = (jnp.array([[end == name for end in ends]]) for name in ("terminated", "truncated"))
-    return Transition(
-        obs, action, reward.astype(jnp.float32), next_obs, *ended, None if valid is None else jnp.array([valid])
-    )
+    terminated, truncated = (jnp.array([[end == name for end in ends]]) for name in ("terminated", "truncated"))
+    counts = None if valid is None else jnp.array([valid])
+    return Transition(obs, action, reward.astype(jnp.float32), next_obs, terminated, truncated, counts)
 
 
 def begin(algorithm: LinearControl, q: list[list[float]], num_envs: int = 1) -> Any:
     """The state with these values."""
     spec = space_spec(Discrete(len(q)), Discrete(len(q[0])), num_envs, 1_000)
     state = as_float32(algorithm).init(jax.random.key(0), spec)
-    table = LinearFunction(weights=jnp.array(q, jnp.float32), features=state.q.features)
-    if isinstance(algorithm, MonteCarlo):
-        return state._replace(learned=state.learned._replace(q=table))
-    return state._replace(q=table)
+    return state._replace(q=LinearFunction(weights=jnp.array(q, jnp.float32), features=state.q.features))
 
 
 @jax.jit
@@ -326,11 +322,11 @@ EPISODE = [rows((0, 0, 1, 1)), rows((1, 1, 0, 0)), rows((0, 0, 2, 2, "terminated
 def test_returns_by_hand(settings, expected):
     algorithm = MonteCarlo(gamma=0.5, learning_rate=0.1, max_episode_length=3, **settings)
     state, reported = learn(algorithm, begin(algorithm, np.zeros((3, 2)).tolist()), *EPISODE[:2])
-    assert not state.q.weights.any() and reported["monte_carlo_error"].weight == 0, "nothing before the end"
+    assert not state.q.weights.any() and reported["error"].weight == 0, "nothing before the end"
     state, reported = learn(algorithm, state, EPISODE[2])
     np.testing.assert_allclose(state.q.weights, [[expected[0], 0], [0, expected[1]], [0, 0]], rtol=1e-6)
-    assert reported["monte_carlo_error"].weight == (3 if settings["visits"] == "every" else 2)
-    assert not reported["overflow"].raised
+    assert reported["error"].weight == (3 if settings["visits"] == "every" else 2)
+    assert not reported["episode_too_long"].raised
 
     again, _ = learn(algorithm, state, *EPISODE[:2], rows((0, 0, 6, 2, "terminated")))  # returns 2.5, 3 and 6
     seen = {"first": [2.5], "every": [6.0, 2.5]}[settings["visits"]]
@@ -360,41 +356,50 @@ def test_episodes_of_several_environments_are_kept_apart():
         rows((0, 0, 1, 1), (3, 1, 4, 1, "truncated")),
     )
     np.testing.assert_allclose(state.q.weights, [[3, 0], [0, 4], [8 + 0.5 * 6, 0], [0, 4 + 0.5 * 4]])
-    np.testing.assert_array_equal(state.episode.length, [1, 0])
+    np.testing.assert_array_equal(state.episodes.lengths, [1, 0])
 
 
 def test_an_episode_that_was_broken_off_is_forgotten():
-    """A resumed run begins new episodes; what the old one had been through is not theirs."""
+    """A resumed run in host environments begins new episodes; what the old ones had been through is not theirs, also
+    where they begin with the observation at which the old ones stopped."""
     algorithm = MonteCarlo(gamma=1.0, learning_rate=1.0, max_episode_length=3)
-    state = begin(algorithm, np.zeros((3, 2)).tolist())
-    state, _ = learn(algorithm, state, rows((0, 0, 1, 1)), rows((2, 1, 5, 1)), rows((1, 0, 2, 1, "terminated")))
-    np.testing.assert_allclose(state.q.weights, [[0, 0], [2, 0], [0, 7]])
+    state, _ = learn(algorithm, begin(algorithm, np.zeros((3, 2)).tolist()), rows((0, 0, 1, 1)))
+    state, _ = learn(algorithm, algorithm.begin_episodes(state), rows((1, 1, 5, 2)), rows((2, 0, 2, 1, "terminated")))
+    np.testing.assert_allclose(state.q.weights, [[0, 0], [0, 7], [2, 0]])
+
+    for method in (Sarsa(epsilon=1.0, num_envs=50), SarsaLambda(epsilon=1.0, num_envs=50)):
+        state, _ = learn(method, begin(method, Q, 50), rows(*[(0, 0, 3, 1)] * 50))
+        assert state.pending.is_due(jnp.ones(50, jnp.int32)).all()
+        assert not method.begin_episodes(state).pending.is_due(jnp.ones(50, jnp.int32)).any()
 
 
 # Alarms
 
 
-LONG = "an episode was longer than the 6 steps that monte-carlo can remember. Set --max-episode-length higher"
+LONG = r"an episode has gone on for more than max_episode_length (--max-episode-length) = 6 steps, and monte-carlo"
 
 
 def test_an_episode_that_cannot_be_remembered_stops_the_run():
     short = MonteCarlo(max_episode_length=6, epsilon=1.0)
-    with pytest.raises(TreadleError, match=f"^{LONG}.* The run was stopped at step .* \\(seed 0\\)"):
+    with pytest.raises(TreadleError, match=re.escape(LONG) + r".* The run was stopped at step .* \(seed 0\)"):
         Agent(short, "TreasureLine").learn(500)
     lake = Agent(short, lambda: gymnasium.make("FrozenLake-v1").unwrapped, loop="host")
-    with pytest.raises(TreadleError, match=f"^{LONG}"):
+    with pytest.raises(TreadleError, match=re.escape(LONG)):
         lake.learn(500)
-    with pytest.raises(InvalidSetting, match=r"max_episode_length .* was 6.* may take 100 steps.* Set it to 100\."):
+    with pytest.raises(
+        InvalidSetting, match=r"max_episode_length .* was 6; it must be at least 100, because that is how"
+    ):
         Agent(short, "FrozenLake-v1").learn(500)
 
 
 def test_an_alarm_names_the_first_seed_that_raised_it_and_is_not_a_metric():
-    trainer = FusedSeeds(as_float32(MonteCarlo(max_episode_length=6, epsilon=1.0)), make("TreasureLine"), 1_000, 0, 2)
+    world: Any = as_float32(registry.environments.make("TreasureLine"))
+    trainer = FusedSeeds(as_float32(MonteCarlo(max_episode_length=6, epsilon=1.0)), world, 1_000, 0, 2)
     record = trainer.advance(5)
-    assert "overflow" not in records.summary(record)
-    assert all("overflow" not in line for line in records.lines(record, 0, 1, 0.0))
+    assert "episode_too_long" not in records.summary(record)
+    assert all("episode_too_long" not in line for line in records.lines(record, 0, 1, 0.0))
     record = trainer.advance(100)
-    raised = record.metrics["overflow"].raised
+    raised = record.metrics["episode_too_long"].raised
     update, seed = min((int(row.argmax()), i) for i, row in enumerate(raised) if row.any())
     with pytest.raises(TreadleError, match=f"at step {5 + update + 1} \\(seed {seed}\\)"):
         records.check(record, 5, 1)
@@ -412,7 +417,7 @@ def test_a_run_on_disk_is_stopped_by_an_alarm_too(tmp_path, capsys):
     assert LONG in said and "The last good checkpoint is at step 0." in said
     assert train("long") == 0
     written = set().union(*metrics.read(tmp_path / "long"))
-    assert "monte_carlo_error" in written and "overflow" not in written
+    assert "error" in written and "episode_too_long" not in written
 
 
 # Dyna-Q
@@ -494,53 +499,143 @@ SEEDS, STEPS = 4, 100_000
 MAZE: Any = registry.environments.make("Maze")
 CELLS = [cell for cell in range(16) if cell not in (6, 9, 10)]
 """All but the terminal ones."""
-UNIFORM = np.full((16, 4), 0.25)
 
 
-def settings(algorithm: LinearControl, **changes: Any) -> Any:
-    """With both ends of each schedule given, so that all of a method share what is compiled."""
+def learned(algorithm: Any, **changes: Any) -> np.ndarray:
+    """The values `[S, 16, 4]` that four seeds have after 100,000 steps in the maze.
+
+    Both ends of each schedule are given, so that all settings of a method share what is compiled.
+    """
     given = {"gamma": 0.9, "learning_rate": 0.1, "learning_rate_end": 0.1, "epsilon": 1.0, "epsilon_end": 1.0}
-    return dataclasses.replace(algorithm, **given | changes)
-
-
-def learned(algorithm: LinearControl) -> np.ndarray:
-    """The values `[S, 16, 4]` that four seeds have after 100,000 steps in the maze."""
+    algorithm = dataclasses.replace(algorithm, **given | changes)
     trainer = FusedSeeds(as_float32(algorithm), as_float32(MAZE), STEPS, 1, SEEDS)
-    for _ in range(5):
-        records.check(trainer.advance(STEPS // 5), 0, 1)
+    for chunk in range(5):
+        records.check(trainer.advance(STEPS // 5), chunk * STEPS // 5, 1)
     return np.asarray(trainer.state.algorithm.q.weights)
 
 
 @pytest.mark.parametrize("algorithm", [QLearning(), DynaQ()], ids=named)
 def test_off_policy_methods_learn_the_optimal_values_from_random_actions(algorithm):
-    """The maze is deterministic: with any step size they converge, to the last bits."""
-    q = learned(settings(algorithm))
-    np.testing.assert_allclose(q[:, CELLS], np.tile(exact.value_iteration(MAZE.transitions(), 0.9), (4, 1, 1))[:, CELLS], atol=1e-3)
+    """Nothing in the maze is random, so a constant step size converges."""
+    optimal = np.asarray(exact.value_iteration(MAZE.transitions(), 0.9))
+    for q in learned(algorithm):
+        np.testing.assert_allclose(q[CELLS], optimal[CELLS], atol=1e-3)
 
 
-TOLERANCE = {"expected-sarsa": 1e-3}
+@pytest.mark.parametrize("epsilon", [1.0, pytest.param(0.5, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("algorithm", [m for m in METHODS if m.survey.policy == "on-policy"], ids=named)
+def test_on_policy_methods_learn_the_values_of_the_policy_that_acts(algorithm, epsilon):
+    """Of random actions, or of the epsilon-greedy policy that the values make.
 
-
-@pytest.mark.parametrize("algorithm", [m for m in METHODS if not isinstance(m, QLearning | DynaQ)], ids=named)
-def test_on_policy_methods_learn_the_values_of_acting_at_random(algorithm):
-    q = learned(settings(algorithm, learning_rate_end=0.0))
-    true = exact.policy_evaluation(MAZE.transitions(), UNIFORM, 0.9).q
-    print(named(algorithm), np.abs(q - true)[:, CELLS].max((1, 2)), np.sqrt(((q - true)[:, CELLS]**2).mean((1, 2))))
-
-
-@pytest.mark.parametrize("algorithm", [m for m in METHODS if not isinstance(m, QLearning | DynaQ)], ids=named)
-def test_values_of_the_policy_that_acts(algorithm):
-    q = learned(settings(algorithm, learning_rate_end=0.0, epsilon=0.5, epsilon_end=0.5))
-    for i in range(4):
-        policy = 0.5 * exact.greedy_policy(q[i]) + 0.5 * UNIFORM
-        true = exact.policy_evaluation(MAZE.transitions(), policy, 0.9).q
-        e=np.abs(q[i] - true)[CELLS]
-        print(named(algorithm), e.max(), np.sqrt((e**2).mean()))
+    Averaged over four seeds, the errors' root mean square over states and actions was at most 0.033 (expected Sarsa:
+    0.013) in 16 such groups of seeds. Values go from -1 to 1.
+    """
+    errors = []
+    for q in learned(algorithm, learning_rate_end=0.0, epsilon=epsilon, epsilon_end=epsilon):
+        policy = epsilon / 4 + (1 - epsilon) * exact.greedy_policy(q)
+        errors.append(np.asarray(q - exact.policy_evaluation(MAZE.transitions(), policy, 0.9).q)[CELLS])
+    allowed = 0.02 if isinstance(algorithm, ExpectedSarsa) else 0.05
+    assert np.sqrt((np.mean(errors, axis=0) ** 2).mean()) < allowed
 
 
 @every_method
 def test_each_finds_the_treasure(algorithm):
-    """With less and less exploration: four steps away, whose last brings 1."""
-    for i, q in enumerate(learned(settings(algorithm, epsilon_end=0.0))):
+    """Six steps away, past the traps; the last brings 1. All 24 seeds that were tried found it, with each method."""
+    for q in learned(algorithm, learning_rate=0.02, learning_rate_end=0.02, epsilon_end=0.1):
         v = exact.policy_evaluation(MAZE.transitions(), exact.greedy_policy(q), 0.9).v
-        print(named(algorithm), i, v[0])
+        np.testing.assert_allclose(v[0], 0.9**5, rtol=1e-5)
+
+
+@as_tree
+class Rounds:
+    """Three cells in turn and a reward of 1 a step; the third step terminates, or the time limit cuts there."""
+
+    terminates: float = 0.0
+    max_episode_steps: int | None = 3
+
+    observation_space = Discrete(3)
+    action_space = Discrete(2)
+
+    def reset(self, key):
+        return jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
+
+    def step(self, state, action, key):
+        state = (state + 1) % 3
+        return state, Step(state, jnp.ones(()), (state == 0) & (self.terminates > 0))
+
+
+@pytest.mark.parametrize("algorithm", [Sarsa(), SarsaLambda(), MonteCarlo(), DynaQ()], ids=named)
+def test_a_time_limit_is_no_terminal_state(algorithm):
+    """Truncated, the rewards go on for ever; terminated, there are three, two and one of them."""
+    algorithm = dataclasses.replace(algorithm, gamma=0.7, epsilon=1.0, num_envs=2)
+    for terminates, values in ((0.0, [1 / 0.3] * 3), (1.0, [2.19, 1.7, 1.0])):
+        trainer = FusedSeeds(as_float32(algorithm), as_float32(Rounds(terminates=terminates)), 6_000)
+        trainer.advance(3_000)
+        q = trainer.state.algorithm.q.weights[0]
+        np.testing.assert_allclose(q, np.tile(np.array(values)[:, None], 2), atol=1e-3)
+
+
+@pytest.mark.parametrize("algorithm", [SarsaLambda(trace="accumulating"), MonteCarlo(visits="every")], ids=named)
+def test_features_of_ones_own_find_the_way(algorithm):
+    """A corridor whose cells are observed one-hot: with them as features the weights are a table."""
+    probe = next(probe for probe in PROBES if probe.name == "short-corridor")
+    algorithm = dataclasses.replace(
+        algorithm, encoder=lambda obs: 2 * obs, gamma=0.9, learning_rate=0.02, epsilon=1.0, epsilon_end=0.0
+    )
+    agent = Agent(algorithm, probe.environment).learn(10_000)
+    obs, values = probe.values(0.9)
+    np.testing.assert_array_equal(agent.predict(obs), values.argmax(1))
+    assert agent.evaluate(10).returns.mean() == 1
+
+
+# In Gymnasium's worlds
+
+
+TAXI = max(name for name in gymnasium.registry if name.startswith("Taxi-v"))
+STILL_LAKE = functools.partial(gymnasium.make, "FrozenLake-v1", is_slippery=False)
+
+
+def on_host(algorithm: LinearControl, environment: Any, steps: int) -> Any:
+    trainer = make_trainer(algorithm, environment, steps, loop="host")
+    before = np.asarray(trainer.state.algorithm.q.weights)
+    record = trainer.advance(steps // algorithm.num_envs)
+    records.check(record, 0, algorithm.num_envs)
+    after = np.asarray(trainer.state.algorithm.q.weights)
+    assert np.isfinite(after).all()
+    trainer.close()
+    return record, before, after
+
+
+@every_method
+def test_each_learns_in_the_host_loop(algorithm):
+    record, before, after = on_host(
+        dataclasses.replace(algorithm, epsilon=1.0, initial_value=1.0), "FrozenLake-v1", 300
+    )
+    assert (record.episodes.lengths > 0).sum() > 10
+    assert (after != before).sum() > 20
+    assert (after[0, [5, 7, 11, 12, 15]] == 1).all(), "nothing is learned of terminal states"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "environment", [TAXI, "CliffWalking-v1", STILL_LAKE], ids=["Taxi", "CliffWalking", "FrozenLake"]
+)
+@every_method
+def test_each_learns_in_gymnasiums_worlds(algorithm, environment):
+    _, before, after = on_host(dataclasses.replace(algorithm, num_envs=2, epsilon=1.0), environment, 1_000)
+    assert environment is STILL_LAKE or (after != before).sum() > 20
+
+
+@pytest.mark.slow
+def test_q_learning_crosses_the_lake():
+    for seed in range(4):
+        agent = Agent(QLearning(gamma=0.95, epsilon=1.0, epsilon_end=0.1), STILL_LAKE, seed=seed).learn(20_000)
+        assert agent.evaluate(10).returns.min() == 1
+
+
+@pytest.mark.slow
+def test_q_learning_drives_the_taxi():
+    """The best policy has a mean return of about 8, one that acts at random one of about -770."""
+    for seed in range(2):
+        algorithm = QLearning(gamma=0.95, learning_rate=0.5, epsilon=0.5, epsilon_end=0.05)
+        assert Agent(algorithm, TAXI, seed=seed, loop="host").learn(150_000).evaluate(50).returns.mean() > 5

@@ -1,4 +1,5 @@
-"""The command line: `treadle train ALGORITHM ENVIRONMENT ...`, `resume`, `evaluate`, `plot`, `reproduce`, `list`."""
+"""The command line: `treadle train ALGORITHM ENVIRONMENT ...`, `resume`, `evaluate`, `compare`, `plot`, `reproduce`,
+`list`."""
 
 from __future__ import annotations
 
@@ -18,6 +19,7 @@ COMMANDS = {
     "resume": "go on with a run that was interrupted: treadle resume RUN",
     "evaluate": "greedy episodes of every seed of a run: treadle evaluate RUN --episodes 20",
     "plot": "draw a run's learning curve: treadle plot RUN",
+    "compare": "set runs side by side, and say whether one is better: treadle compare RUN RUN",
     "reproduce": "make a figure of the literature anew: treadle reproduce cliff-walking (--list shows all)",
     "list": "show the algorithms, worlds and presets",
 }
@@ -211,6 +213,21 @@ def _plot(argv: list[str]) -> None:
 
     path = reports.plot(Run.open(options.run), Path(options.out) if options.out else None)
     print(f"Learning curve: {path}")
+
+
+def _compare(argv: list[str]) -> None:
+    parser = _parser("compare", "Runs side by side: learning curves, scores with intervals, and whether one is better.")
+    parser.add_argument("runs", nargs="*", metavar="RUN", help="the runs' folders, each compared with the first")
+    parser.add_argument("--by", metavar="MEASURE", help="what decides: evaluation (if all have one), final or area")
+    parser.add_argument("--out", metavar="FILE.png", help="the figure; figures/comparison.png of the first run")
+    parser.add_argument("--json", metavar="FILE", help="also write all the numbers")
+    _add_import(parser)
+    options = parser.parse_args(argv)
+
+    from treadle.comparison_report import report
+
+    _import_files(options.imports)
+    report(options.runs, options.out, options.json, options.by)
 
 
 def _reproduce(argv: list[str]) -> None:

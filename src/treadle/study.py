@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 POINTS = 100
 BAND_RESAMPLES = 2_000
+_BATCH = 1_000
 
 # Okabe and Ito's palette, which stays distinct for every common kind of colour blindness.
 _BLUE, _VERMILLION, _GREY, _INK = "#0072B2", "#D55E00", "#7A8793", "#2B2F33"
@@ -49,10 +50,10 @@ class Summary(NamedTuple):
 
     def sentence(self) -> str:
         if self.low is None or self.high is None:
-            return f"Score {_number(self.iqm)} with one seed, which says nothing about the spread: train more seeds."
+            return f"Score {number(self.iqm)} with one seed, which says nothing about the spread: train more seeds."
         return (
-            f"IQM {_number(self.iqm)} (95% bootstrap interval {_number(self.low)} to {_number(self.high)}) over "
-            f"{self.count} seeds; mean {_number(self.mean)}, from {_number(self.minimum)} to {_number(self.maximum)}."
+            f"IQM {number(self.iqm)} (95% bootstrap interval {number(self.low)} to {number(self.high)}) over "
+            f"{self.count} seeds; mean {number(self.mean)}, from {number(self.minimum)} to {number(self.maximum)}."
         )
 
 
@@ -102,6 +103,63 @@ def interval(
     return Interval(float(found.low), float(found.high))
 
 
+def probability_of_improvement(x: ArrayLike, y: ArrayLike, axis: int = 0) -> Any:
+    """How often a seed of `x` scores higher than one of `y`, ties counting half: the mean over all pairs of
+    `[x_i > y_j] + [x_i = y_j] / 2` (Agarwal et al. 2021), which is Mann and Whitney's U over the number of pairs."""
+    from scipy import stats
+
+    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    n, m = x.shape[axis], y.shape[axis]
+    ranks = np.take(stats.rankdata(np.concatenate([x, y], axis), axis=axis), range(n), axis)
+    return (ranks.sum(axis) - n * (n + 1) / 2) / (n * m)
+
+
+def difference_of_iqms(x: ArrayLike, y: ArrayLike, axis: int = 0) -> Any:
+    """The IQM of `x` less that of `y`."""
+    return iqm(x, axis) - iqm(y, axis)
+
+
+def interval_between(
+    x: ArrayLike, y: ArrayLike, statistic: Callable[..., Any], confidence: float = 0.95, seed: int = 0
+) -> Interval:
+    """A percentile bootstrap interval of `statistic(x, y, axis)` of two samples of seeds, `[S]` and `[R]`.
+
+    The bootstrap is stratified: each sample is drawn again by itself, 9,999 times. Where two runs share their seeds and
+    with them some luck, taking them for independent makes it rather too wide. Raises `TreadleError` for scores that are
+    not one finite number a seed.
+    """
+    from scipy import stats
+
+    samples = (_scores(x), _scores(y))
+    if min(map(len, samples)) == 1:
+        return Interval(None, None, "an interval needs at least two seeds of each, and there is one of one.")
+    found = stats.bootstrap(
+        samples,
+        statistic,
+        batch=_BATCH,
+        method="percentile",
+        confidence_level=confidence,
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return Interval(float(found.low), float(found.high))
+
+
+def permutation_pvalue(x: ArrayLike, y: ArrayLike, seed: int = 0) -> float:
+    """How often chance alone would set two samples of seeds as far apart as these: the two-sided p-value of a
+    permutation test of the probability of improvement, exact where the scores can be dealt out in fewer than 10,000
+    ways.
+
+    With few seeds the bootstrap alone is no safeguard. Between runs that differ in nothing, both intervals at 95% were
+    measured to show a difference in 36% of cases with 2 seeds of each, 17% with 3 and 6% with 5 (normally distributed
+    scores); this test does in 5% at most.
+    """
+    from scipy import stats
+
+    rng = np.random.default_rng(seed)
+    samples = (_scores(x), _scores(y))
+    return float(stats.permutation_test(samples, probability_of_improvement, batch=_BATCH, rng=rng).pvalue)
+
+
 def summarise(scores: ArrayLike, seed: int = 0) -> Summary:
     """The summary of one score a seed `[S]`. Raises `TreadleError` for scores that are not one finite number each."""
     array = _scores(scores)
@@ -111,28 +169,32 @@ def summarise(scores: ArrayLike, seed: int = 0) -> Summary:
     )
 
 
-def learning_curves(records: Iterable[Mapping[str, Any]], grid: int | None = None, window: int | None = None) -> Curves:
+def learning_curves(
+    records: Iterable[Mapping[str, Any]], grid: int | None = None, window: int | None = None, until: int | None = None
+) -> Curves:
     """From a run's records to one curve for each seed.
 
-    `grid` is the number of points (100 unless given), evenly spaced up to the last step of any record. A point is
-    the mean return of the episodes that ended in the `window` steps up to it, by default all since the point before;
-    where none did, the value before is carried forward; before a seed's first episode it is NaN. Records without
-    `episode_return`, or where it is null, count for the steps only. A record that stands for several episodes
-    (`episodes`) weighs as many.
+    `grid` is the number of points (100 unless given), evenly spaced up to the step `until`, by default the last of any
+    record; what came later is left out. A point is the mean return of the episodes that ended in the `window` steps up
+    to it, by default all since the point before; where none did, the value before is carried forward; before a seed's
+    first episode it is NaN. Records without `episode_return`, or where it is null, count for the steps only. A record
+    that stands for several episodes (`episodes`) weighs as many.
 
     Raises `TreadleError` when no episode has ended.
     """
-    last, by_seed = 0, {}
+    for name, given in (("grid", grid), ("window", window), ("until", until)):
+        if given is not None and given < 1:
+            raise InvalidSetting(f"{name} was {given}; it must be at least 1.")
+    last, by_seed = until or 0, {}
     for record in records:
-        last = max(last, record["step"])
         episodes = by_seed.setdefault(record["seed"], [])
+        if until is not None and record["step"] > until:
+            continue
+        last = max(last, record["step"])
         if record.get("episode_return") is not None:
             episodes.append((record["step"], record["episode_return"], record.get("episodes", 1)))
     if not any(by_seed.values()):
         raise TreadleError("no episode has ended yet, so there is no learning curve; train for longer.")
-    for name, given in (("grid", grid), ("window", window)):
-        if given is not None and given < 1:
-            raise InvalidSetting(f"{name} was {given}; it must be at least 1.")
     points = min(grid or POINTS, max(last, 1))
     steps = -(-last * np.arange(1, points + 1) // points)
     widths = np.diff(steps, prepend=0) if window is None else window
@@ -286,9 +348,9 @@ def table(rows: Sequence[Mapping[str, Any]], summary: Summary | None = None, tit
     for row in rows:
         built.add_row(*(_cell(value) for value in row.values()), end_section=row is rows[-1])
     has_interval = summary.low is not None and summary.high is not None
-    last = {"seed": "IQM, 95% interval" if has_interval else "IQM", "mean": _number(summary.iqm)}
+    last = {"seed": "IQM, 95% interval" if has_interval else "IQM", "mean": number(summary.iqm)}
     if summary.low is not None and summary.high is not None:
-        last["mean"] += f" ({_number(summary.low)} to {_number(summary.high)})"
+        last["mean"] += f" ({number(summary.low)} to {number(summary.high)})"
     built.add_row(*(last.get(name, "") for name in rows[0]), style="bold")
     return built
 
@@ -296,10 +358,10 @@ def table(rows: Sequence[Mapping[str, Any]], summary: Summary | None = None, tit
 def _cell(value: Any) -> str:
     if value is None:
         return ""
-    return _number(value) if isinstance(value, float) else str(value)
+    return number(value) if isinstance(value, float) else str(value)
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
     """Three to five digits: 12,346, 491.3, 9.00, 0.0123."""
     for least, form in ((10_000, ",.0f"), (10, ",.1f"), (1, ".2f")):
         if abs(value) >= least:

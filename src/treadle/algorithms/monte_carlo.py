@@ -2,82 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Int
 
 from treadle.algorithms.base import Survey, register, require
 from treadle.algorithms.linear import LinearControl, Schedule, only, row
-from treadle.errors import InvalidSetting, UnsupportedSpace
+from treadle.episodes import EpisodeBuffer
+from treadle.errors import UnsupportedSpace
 from treadle.features import LinearFunction, Table
 from treadle.returns import taken
-from treadle.types import Alarm, Mean, Metrics, Obs, Spec, Transition
+from treadle.types import Alarm, Mean, Metrics, Spec, Transition
+
+C = TypeVar("C")
 
 
-class Episode(NamedTuple):
-    """What each of `B` environments has been through in the episode at hand, of at most `L` steps."""
-
-    obs: Obs
-    """`[B, L, ...]`"""
-    action: Int[Array, "B L"]
-    reward: Float[Array, "B L"]
-    length: Int[Array, " B"]
-    """Steps so far."""
-    next_obs: Obs
-    """Where it goes on, `[B, ...]`."""
-
-    @classmethod
-    def none(cls, spec: Spec, max_length: int) -> Episode:
-        def empty(example, *lengths):
-            return jnp.zeros((spec.num_envs, *lengths, *example.shape), example.dtype)
-
-        t = spec.example
-        steps = [empty(x, max_length) for x in (t.obs, t.action, t.reward)]
-        return cls(*steps, jnp.zeros(spec.num_envs, jnp.int32), empty(t.next_obs))
-
-    def with_step(self, b: Any, t: Transition) -> Episode:
-        """With one step more in environment `b`, the first one where another episode has begun. Beyond the longest
-        episode there is no room."""
-        i = jnp.where(jnp.all(self.next_obs[b] == t.obs), self.length[b], 0)
-
-        def put(buffer, value):
-            return buffer.at[b, i].set(value, mode="drop")
-
-        steps = put(self.obs, t.obs), put(self.action, t.action), put(self.reward, t.reward)
-        return Episode(*steps, self.length.at[b].set(i + 1), self.next_obs.at[b].set(t.next_obs))
-
-    def without_steps(self, b: Any, has_ended: Bool[Array, ""]) -> Episode:
-        """With nothing of environment `b` if its episode has ended."""
-        return self._replace(length=self.length.at[b].set(jnp.where(has_ended, 0, self.length[b])))
-
-    def step(self, b: Any, i: Int[Array, ""]) -> tuple[Obs, Int[Array, ""], Float[Array, ""]]:
-        """Observation, action and reward of step `i` of environment `b`."""
-        return self.obs[b, i], self.action[b, i], self.reward[b, i]
-
-
-class Learned(NamedTuple):
-    """The values, and what the methods need that learn them."""
+class MonteCarloState(NamedTuple):
+    """The values, the episodes at hand, and how far training is."""
 
     q: LinearFunction
     count: LinearFunction | None
     """How many returns each value is the average of."""
     first: Int[Array, "n A"] | None
-    """The step at which an episode first visited each state and action: filled in when it has ended, and kept because
-    to make it anew would take longer."""
-
-
-class MonteCarloState(NamedTuple):
-    """What was learned, what the episodes at hand hold, and how far training is."""
-
-    learned: Learned
-    episode: Episode
+    """Room for the step at which an episode first visited each state and action."""
+    episodes: EpisodeBuffer
+    """Observation, action and reward of each step."""
     schedule: Schedule
-
-    @property
-    def q(self) -> LinearFunction:
-        return self.learned.q
 
 
 @register("monte-carlo")
@@ -85,8 +38,9 @@ class MonteCarlo(LinearControl):
     """Learn the values of the policy that acts from the returns that it had (Sutton and Barto 2018, section 5.4; with
     a constant step size equation 6.1; with features the gradient form of section 9.3).
 
-    At an episode's end, from its last step backwards: `G <- r + gamma G` and `Q(s, a) += alpha [G - Q(s, a)]`. A time
-    limit is no terminal state: there `G` begins with the present value of the last observation.
+    At an episode's end, from its last step backwards: `G = r + gamma G` and `Q(s, a) += alpha [G - Q(s, a)]`. A time
+    limit is no terminal state: there `G` begins with the present value of the last observation. Of environments whose
+    episodes end together, one learns after the other.
     """
 
     survey = Survey("model-free", "values", "episode", "on-policy")
@@ -98,19 +52,17 @@ class MonteCarlo(LinearControl):
     """Whether a value is the average of all its returns, instead of moving by the learning rate towards each. Needs a
     table."""
     max_episode_length: int = 10_000
-    """Longest episode that can be remembered, in steps; a longer one stops the run."""
+    """Steps of an episode that there is room for, in each environment; a longer episode stops the run."""
 
     def check(self, spec: Spec | None = None) -> None:
         super().check(spec)
-        require(self.max_episode_length >= 1, "max_episode_length", self.max_episode_length, "at least 1")
+        require(1 <= self.max_episode_length < 2**31, "max_episode_length", self.max_episode_length, "at least 1")
         if spec is None:
             return
-        limit = spec.max_episode_steps
-        if limit is not None and limit > self.max_episode_length:
-            raise InvalidSetting(
-                f"max_episode_length (--max-episode-length) was {self.max_episode_length:,}, but an episode of this "
-                f"environment may take {limit:,} steps, and {self.name} must remember them all. Set it to {limit}."
-            )
+        longest = spec.max_episode_steps
+        fits = longest is None or longest <= self.max_episode_length
+        expected = f"at least {longest}, because that is how long an episode of this environment can be"
+        require(fits, "max_episode_length", self.max_episode_length, expected)
         if isinstance(self.feature_map(spec.observation_space), Table):
             return
         for is_set, what, instead in (
@@ -127,77 +79,94 @@ class MonteCarlo(LinearControl):
         return super().columns(spec) * (1 + self.average + (self.visits == "first"))
 
     def init(self, key: Array, spec: Spec) -> MonteCarloState:
-        q = self.q_function(spec)
-        count = LinearFunction(weights=jnp.zeros_like(q.weights), features=q.features) if self.average else None
-        first = jnp.zeros(q.weights.shape, jnp.int32) if self.visits == "first" else None
+        q, t = self.q_function(spec), spec.example
         return MonteCarloState(
-            Learned(q, count, first), Episode.none(spec, self.max_episode_length), Schedule.start(spec)
+            q=q,
+            count=LinearFunction(weights=jnp.zeros_like(q.weights), features=q.features) if self.average else None,
+            first=jnp.zeros(q.weights.shape, jnp.int32) if self.visits == "first" else None,
+            episodes=EpisodeBuffer.init((t.obs, t.action, t.reward), spec.num_envs, self.max_episode_length),
+            schedule=Schedule.start(spec),
         )
+
+    def begin_episodes(self, state: MonteCarloState) -> MonteCarloState:
+        return state._replace(episodes=state.episodes.clear(jnp.ones_like(state.episodes.lengths, jnp.bool_)))
 
     def update(self, state: MonteCarloState, rollout: Transition, key: Array) -> tuple[MonteCarloState, Metrics]:
-        """Remember every row of the rollout in turn, and learn where an episode ends."""
+        """Store the step, and learn from the episodes that end with it. The rollout is one step long."""
+        t = jax.tree.map(lambda x: x[-1], rollout)
+        episodes = state.episodes.append((t.obs, t.action, t.reward), t.valid)
+        ended = (t.terminated | t.truncated) & (True if t.valid is None else t.valid)
 
-        def learn(before: tuple[Learned, Episode, Array], b, t: Transition):
-            learned, episode, overflow = before
-            episode = episode.with_step(b, t)
-            overflow |= episode.length[b] > self.max_episode_length
-            has_ended = t.terminated | t.truncated
-            learned, error = self.learn_episode(state, learned, episode, b, t, has_ended)
-            return (learned, episode.without_steps(b, has_ended), overflow), error
+        def one_episode(learned, b, steps):
+            return self.learn(state, learned, episodes, b, steps, jax.tree.map(lambda x: x[b], t))
 
-        start = (state.learned, state.episode, jnp.zeros((), jnp.bool_))
-        (learned, episode, overflow), metrics = self.each_row(learn, start, rollout)
+        start = state.q, state.count, state.first, Mean(jnp.zeros(()), jnp.zeros(()))
+        q, count, first, error = each_episode(one_episode, start, ended & ~episodes.overflowed, episodes.lengths)
         sentence = (
-            f"an episode was longer than the {self.max_episode_length:,} steps that {self.name} can remember. Set "
-            "--max-episode-length higher, or give the environment a time limit."
+            f"an episode has gone on for more than max_episode_length (--max-episode-length) = "
+            f"{self.max_episode_length:,} steps, and {self.name} learns from whole ones. Allow longer episodes, or "
+            "give the environment a time limit."
         )
-        state = MonteCarloState(learned, episode, state.schedule.after(rollout))
-        return state, {"monte_carlo_error": metrics["td_error"], "overflow": Alarm(overflow, sentence)}
+        alarm = Alarm(jnp.any(episodes.overflowed), sentence)
+        state = MonteCarloState(q, count, first, episodes.clear(ended), state.schedule.after(rollout))
+        return state, {"error": error, "episode_too_long": alarm}
 
-    def learn_episode(
-        self, state: MonteCarloState, learned: Learned, episode: Episode, b: Any, last: Transition, has_ended: Array
-    ) -> tuple[Learned, Mean]:
-        """Learn from the returns of the episode of environment `b` if it `has_ended` with the `last` transition.
-
-        If not, the loops take no step and cost little: a `cond` would copy the table that it returns.
-        """
-        length = jnp.where(has_ended, episode.length[b], 0)
-        q, count, first = learned
+    def learn(
+        self, state: MonteCarloState, learned: Any, episodes: EpisodeBuffer, b: Any, steps: Array, last: Transition
+    ) -> Any:
+        """From the returns of the episode of environment `b`, from its `last` step backwards."""
+        q, count, first, error = learned
         if first is not None:
-            first = first_visits(first, q, episode, b, length)
+            first = first_visits(first, q, episodes, b, steps)
         rate = self.rate(state)
-        bootstrap = (1.0 - last.terminated) * self.expectation(state, q(last.next_obs))
 
-        def one_step(back, loop: tuple[LinearFunction, LinearFunction | None, Array, Mean]):
+        def one_step(back, loop):
             q, count, future, error = loop
-            i = length - 1 - back
-            obs, action, reward = episode.step(b, i)
-            future = reward + self.gamma * future
-            values = q(obs)
+            (obs, action, reward), counts = episodes.row(b, steps - 1 - back)
+            future = jnp.where(counts, reward + self.gamma * future, future)
+            values, step = q(obs), rate
             difference = future - taken(values, action)
-            counts, step = 1.0, rate
             if first is not None:
-                counts = (first[row(q, obs), action] == i).astype(jnp.float32)
+                counts &= first[row(q, obs), action] == steps - 1 - back
             if count is not None:
-                count = count.add(obs, only(action, counts, len(values)))
+                count = count.add(obs, only(action, counts.astype(jnp.float32), len(values)))
                 step = 1.0 / jnp.maximum(taken(count(obs), action), 1.0)
-            q = q.add(obs, only(action, counts * step * difference, len(values)))
-            return q, count, future, Mean(error.total + counts * jnp.abs(difference), error.weight + counts)
+            q = q.add(obs, only(action, jnp.where(counts, step * difference, 0.0), len(values)))
+            error = Mean(error.total + jnp.where(counts, jnp.abs(difference), 0.0), error.weight + counts)
+            return q, count, future, error
 
-        start = (q, count, bootstrap, Mean(jnp.zeros(()), jnp.zeros(())))
-        q, count, _, error = jax.lax.fori_loop(0, length, one_step, start)
-        return Learned(q, count, first), error
+        bootstrap = (1.0 - last.terminated) * self.expectation(state, q(last.next_obs))
+        q, count, _, error = jax.lax.fori_loop(0, steps, one_step, (q, count, bootstrap, error))
+        return q, count, first, error
 
 
 def first_visits(
-    first: Int[Array, "n A"], q: LinearFunction, episode: Episode, b: Any, length: Int[Array, ""]
+    first: Int[Array, "n A"], q: LinearFunction, episodes: EpisodeBuffer, b: Any, steps: Int[Array, ""]
 ) -> Int[Array, "n A"]:
-    """`first` with the step at which each state and action of an episode was first visited: going backwards, what is
-    written last is the first visit."""
+    """`first` with the step at which each state and action of an episode was first visited. From the last step
+    backwards, so that what is written last is the first visit, and nothing need be cleared."""
 
     def one_step(back, first):
-        i = length - 1 - back
-        obs, action, _ = episode.step(b, i)
-        return first.at[row(q, obs), action].set(i, mode="promise_in_bounds")
+        (obs, action, _), counts = episodes.row(b, steps - 1 - back)
+        beyond = first.shape[1]
+        return first.at[row(q, obs), jnp.where(counts, action, beyond)].set(steps - 1 - back, mode="drop")
 
-    return jax.lax.fori_loop(0, length, one_step, first)
+    return jax.lax.fori_loop(0, steps, one_step, first)
+
+
+def each_episode(
+    learn: Callable[[C, Any, Array], C], learned: C, complete: Bool[Array, " B"], lengths: Int[Array, " B"]
+) -> C:
+    """What was learned after `learn(learned, b, steps)` for each environment `b` whose episode is `complete`.
+
+    Where none is, the loops are over no steps; a `cond` would copy the table.
+    """
+    if len(complete) == 1:
+        return learn(learned, 0, jnp.where(complete[0], lengths[0], 0))
+    number = jnp.cumsum(complete)
+
+    def next_complete(i, learned):
+        b = jnp.argmax(number == i + 1)
+        return learn(learned, b, lengths[b])
+
+    return jax.lax.fori_loop(0, number[-1], next_complete, learned)

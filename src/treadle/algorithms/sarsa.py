@@ -37,9 +37,12 @@ class Pending(NamedTuple):
             waiting &= rollout.valid[-1]
         return cls(rollout.next_obs[-1], action, waiting)
 
+    def dropped(self) -> Pending:
+        """None, because other episodes begin."""
+        return self._replace(waiting=jnp.zeros_like(self.waiting))
+
     def is_due(self, obs: Obs) -> Bool[Array, " B"]:
-        """Whether the pending action was chosen for `obs`: whether the episode goes on there. A resumed run may begin
-        with new episodes."""
+        """Whether the pending action was chosen for `obs`: whether the episode goes on there."""
         is_there = jnp.all((self.obs == obs).reshape(len(self.action), -1), axis=-1)
         return self.waiting & is_there
 
@@ -77,6 +80,9 @@ class Sarsa(LinearControl):
 
     def init(self, key: Array, spec: Spec) -> SarsaState:
         return SarsaState(self.q_function(spec), Pending.none(spec), Schedule.start(spec))
+
+    def begin_episodes(self, state: SarsaState) -> SarsaState:
+        return state._replace(pending=state.pending.dropped())
 
     def act(self, state, carry, obs, key, *, explore: bool = True):
         action, carry, extras = super().act(state, carry, obs, key, explore=explore)

@@ -63,6 +63,9 @@ class SarsaLambda(LinearControl):
         traces = jnp.zeros((spec.num_envs, *q.weights.shape))
         return SarsaLambdaState(q, traces, Pending.none(spec), Schedule.start(spec))
 
+    def begin_episodes(self, state: SarsaLambdaState) -> SarsaLambdaState:
+        return state._replace(pending=state.pending.dropped())
+
     def act(self, state, carry, obs, key, *, explore: bool = True):
         action, carry, extras = super().act(state, carry, obs, key, explore=explore)
         return state.pending.instead_of(action, obs) if explore else action, carry, extras
