@@ -168,7 +168,8 @@ SMALLER = {
 
 def world_for(algorithm: Algorithm) -> Any:
     """The first of a few worlds that the algorithm serves."""
-    for world in map(as_float32, (Line(), Line(continuous=True), Line(cells=True))):
+    with_a_table = registry.environments.make("RandomWalk")
+    for world in map(as_float32, (Line(), Line(continuous=True), Line(cells=True), with_a_table)):
         try:
             algorithm.check(make_spec(algorithm, world, 1_000))
         except UnsupportedSpace:

@@ -20,7 +20,7 @@ from treadle.algorithms.linear import Linear
 from treadle.algorithms.q_learning import QLearning
 from treadle.errors import InvalidSetting, TreadleError, UnsupportedSpace
 from treadle.features import Active, Encoder, LinearFunction, Own, Polynomial, Table, TileCoding, add
-from treadle.registry import as_float32
+from treadle.registry import as_float32, as_tree
 from treadle.spaces import Box, Discrete
 from treadle.types import space_spec
 
@@ -177,7 +177,20 @@ def test_the_arrays_of_a_function_of_ones_own_are_data():
 # Functions linear in features
 
 BOUNDS: dict[str, Any] = {"low": (0.0, -1.0), "high": (4.0, 1.0)}
+
+
+@as_tree
+class TwoOfFive:
+    """Few features that are neither 0 nor 1."""
+
+    size: int = 5
+
+    def __call__(self, obs):
+        return Active(jnp.array([3, 1]), obs)
+
+
 MAPS = {
+    "few": (TwoOfFive(), jnp.array([0.5, -2.0])),
     "table": (Table(size=6), jnp.array(4)),
     "tiles": (TileCoding(**BOUNDS, tilings=4, tiles=2), jnp.array([1.3, 0.4])),
     "one tiling": (TileCoding(**BOUNDS, tilings=1, tiles=2), jnp.array([1.3, 0.4])),
@@ -194,9 +207,11 @@ def as_vector(found: Active, size: int) -> np.ndarray:
     return x
 
 
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
 @pytest.mark.parametrize("columns", [(), (3,)])
 @pytest.mark.parametrize("name", MAPS)
-def test_a_value_is_a_weighted_sum_and_a_step_adds_the_features(name, columns):
+def test_a_value_is_a_weighted_sum_and_a_step_adds_the_features(name, columns, backend, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
     features, obs = MAPS[name]
     x = as_vector(features(obs), features.size)
     assert x.any()
@@ -290,6 +305,6 @@ def test_an_encoder_is_named_in_a_file_and_given_again():
 
     for algorithm in (QLearning(encoder=encoder), as_float32(QLearning(encoder=encoder).prepared())):
         described = json.loads(json.dumps(settings.describe(algorithm)))
-        with pytest.raises(TreadleError, match=r"with a encoder of its maker's own .* encoder=\.\.\."):
+        with pytest.raises(TreadleError, match=r"with an encoder of its maker's own .* encoder=\.\.\."):
             settings.restore("q-learning", described)
         assert settings.restore("q-learning", described, encoder=encoder).encoder is encoder

@@ -249,6 +249,16 @@ def test_an_episode_that_is_too_long_raises_the_alarm():
     np.testing.assert_allclose(state.v.weights, [0.1, 0.0, 0.0])
 
 
+@pytest.mark.parametrize("name", ["td-lambda", "lambda-return"])
+def test_episodes_that_were_cut_off_leave_nothing(name):
+    """As where a run in host environments resumes: what follows is learned from alone."""
+    algorithm = as_float32(make(name, learning_rate=0.1, **LEARNERS[name]))
+    ending = rollout((0, 0, 1.0, 2, "terminated"))
+    state, _ = _update(algorithm, algorithm.init(jax.random.key(0), spec_of()), rollout((1, 0, 0.0, 0, "")))
+    state, _ = _update(algorithm, algorithm.begin_episodes(state), ending)
+    np.testing.assert_array_equal(state.v.weights, learned(algorithm, ending))
+
+
 def test_an_endless_world_stops_the_run_in_a_sentence():
     agent = Agent(make("lambda-return", features="raw", max_episode_length=20), Baird())
     with pytest.raises(TreadleError, match=r"--max-episode-length\) = 20 steps"):

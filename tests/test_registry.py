@@ -238,3 +238,10 @@ def test_a_file_that_takes_a_built_in_name_is_refused(tmp_path):
     file.write_text(USER_FILE.replace("their-method", "dqn"))
     with pytest.raises(TreadleError, match="two algorithms want the name 'dqn'"):
         import_file(file)
+
+
+def test_two_classes_with_equal_fields_are_different_trees():
+    """Else a program that was compiled for one could be run for the other."""
+    q_learning, expected = (registry.algorithms.make(name) for name in ("q-learning", "expected-sarsa"))
+    assert jax.tree.structure(q_learning) == jax.tree.structure(registry.algorithms.make("q-learning", gamma=0.5))
+    assert jax.tree.structure(q_learning) != jax.tree.structure(expected)

@@ -188,10 +188,27 @@ def add(
             row = jax.lax.dynamic_index_in_dim(weights, indices[0], keepdims=True)
             return jax.lax.dynamic_update_slice_in_dim(weights, row + amount, indices[0], 0)
         indices, values = None, (jnp.arange(len(weights)) == indices[0]).astype(jnp.float32)
-    amounts = jnp.broadcast_to(amount, weights.shape[1:])
-    if values is not None:
-        amounts = jnp.tensordot(values, amounts, 0)
+    amount = jnp.broadcast_to(amount, weights.shape[1:])
     if indices is None:
-        return weights + amounts
-    amounts = jnp.broadcast_to(amounts, (len(indices), *weights.shape[1:]))
+        return weights + (amount if values is None else jnp.tensordot(values, amount, 0))
+    if jax.default_backend() == "cpu":
+        return _add_in_turn(weights, indices, values, amount)
+    amounts = jnp.tensordot(jnp.ones(len(indices)) if values is None else values, amount, 0)
     return weights.at[indices].add(amounts, mode="promise_in_bounds", unique_indices=True)
+
+
+def _add_in_turn(
+    weights: Float[Array, "n ..."],
+    indices: Int[Array, " k"],
+    values: Float[Array, " k"] | None,
+    amount: Float[Array, "..."],
+) -> Float[Array, "n ..."]:
+    """A scatter as a loop. On a CPU XLA makes a loop of every scatter anyway, but only such a one can it compile into a
+    single function with the loop around it, if that is small: then it takes a quarter of the time."""
+
+    def one(i, weights):
+        row = jax.lax.dynamic_index_in_dim(weights, indices[i], keepdims=True)
+        more = amount if values is None else values[i] * amount
+        return jax.lax.dynamic_update_slice_in_dim(weights, row + more, indices[i], 0)
+
+    return jax.lax.fori_loop(0, len(indices), one, weights)

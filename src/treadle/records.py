@@ -45,8 +45,8 @@ def summary(record: Record) -> dict[str, float | None]:
 
 
 def check(record: Record, step: int, per_update: int) -> None:
-    """Look at a chunk that began at `step`. Raises `InvalidSetting` when an alarm was raised in it, and `NonFinite` when
-    a metric or an episode's return is NaN or infinite."""
+    """Look at a chunk that began at `step`. Raises `InvalidSetting` when an alarm was raised in it, and `NonFinite`
+    when a metric or an episode's return is NaN or infinite."""
     returns = np.asarray(record.episodes.returns)
     total = np.asarray(returns.sum(axis=(2, 3), dtype=np.float64))
     end = step + returns.shape[1] * per_update

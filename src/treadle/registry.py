@@ -114,9 +114,27 @@ def as_tree(cls: type[T]) -> type[T]:
     names = [f.name for f in dataclasses.fields(cls)]  # pyright: ignore[reportArgumentType]
     static = [name for name in names if is_static(hints[name])]
     leaves = [name for name in names if name not in static]
-    jax.tree_util.register_dataclass(cls, data_fields=leaves, meta_fields=static)
+    _register_tree(cls, leaves, static)
     cls.__treadle_tree__ = True  # type: ignore[attr-defined]
     return cls
+
+
+def _register_tree(cls: type, leaves: list[str], static: list[str]) -> None:
+    """What `jax.tree_util.register_dataclass` does, but for one thing: with that (in JAX 0.10) trees of two classes
+    compare equal where their fields do, and once in a while a program compiled for one class is run for the other."""
+    keys = [jax.tree_util.GetAttrKey(name) for name in leaves]
+
+    def flatten(x: Any) -> tuple[list[Any], tuple[Any, ...]]:
+        return [getattr(x, name) for name in leaves], tuple(getattr(x, name) for name in static)
+
+    def flatten_with_keys(x: Any) -> tuple[list[tuple[Any, Any]], tuple[Any, ...]]:
+        children, values = flatten(x)
+        return list(zip(keys, children, strict=True)), values
+
+    def unflatten(values: tuple[Any, ...], children: Any) -> Any:
+        return cls(**dict(zip(static, values, strict=True)), **dict(zip(leaves, children, strict=True)))
+
+    jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
 
 
 def as_float32(tree: T) -> T:

@@ -84,9 +84,10 @@ def restore(algorithm: str, settings: dict[str, Any], **own: Any) -> Any:
     for name, value in settings.items():
         if isinstance(value, dict) and "own" in value:
             if own.get(name) is None:
+                article = "an" if name[0] in "aeiou" else "a"
                 raise TreadleError(
-                    f"this was saved with a {name} of its maker's own ({value['own']}), which a file cannot bring "
-                    f"back. Give it again: {name}=..."
+                    f"this was saved with {article} {name} of its maker's own ({value['own']}), which a file cannot "
+                    f"bring back. Give it again: {name}=..."
                 )
             values[name] = own[name]
     return make(algorithm, values)
