@@ -1,4 +1,4 @@
-"""Treadle: deep reinforcement learning in JAX.
+"""Treadle: reinforcement learning in JAX, from a table to deep networks.
 
 from treadle import DQN, Agent
 
@@ -16,7 +16,22 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from treadle.agent import Agent
     from treadle.algorithms.dqn import DQN
+    from treadle.algorithms.dyna_q import DynaQ
+    from treadle.algorithms.expected_sarsa import ExpectedSarsa
+    from treadle.algorithms.lambda_return import LambdaReturn
+    from treadle.algorithms.monte_carlo import MonteCarlo
+    from treadle.algorithms.q_learning import QLearning
+    from treadle.algorithms.sarsa import Sarsa
+    from treadle.algorithms.sarsa_lambda import SarsaLambda
+    from treadle.algorithms.td_lambda import TD0, TDLambda
+    from treadle.environments.acrobot import Acrobot
     from treadle.environments.cartpole import CartPole
+    from treadle.environments.cliff_walking import CliffWalking
+    from treadle.environments.maze import Maze
+    from treadle.environments.mountain_car import MountainCar
+    from treadle.environments.pendulum import Pendulum
+    from treadle.environments.random_walk import RandomWalk
+    from treadle.environments.treasure_line import TreasureLine
     from treadle.environments.wrappers import wrap
     from treadle.errors import TreadleError
     from treadle.loops.execution import tune_cpu
@@ -26,11 +41,27 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DQN",
+    "TD0",
+    "Acrobot",
     "Agent",
     "Box",
     "CartPole",
+    "CliffWalking",
     "Discrete",
+    "DynaQ",
+    "ExpectedSarsa",
+    "LambdaReturn",
+    "Maze",
+    "MonteCarlo",
+    "MountainCar",
+    "Pendulum",
+    "QLearning",
+    "RandomWalk",
+    "Sarsa",
+    "SarsaLambda",
+    "TDLambda",
     "TreadleError",
+    "TreasureLine",
     "preset",
     "presets",
     "train",
@@ -39,12 +70,28 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Acrobot": "environments.acrobot",
     "Agent": "agent",
     "Box": "spaces",
     "CartPole": "environments.cartpole",
+    "CliffWalking": "environments.cliff_walking",
     "DQN": "algorithms.dqn",
     "Discrete": "spaces",
+    "DynaQ": "algorithms.dyna_q",
+    "ExpectedSarsa": "algorithms.expected_sarsa",
+    "LambdaReturn": "algorithms.lambda_return",
+    "Maze": "environments.maze",
+    "MonteCarlo": "algorithms.monte_carlo",
+    "MountainCar": "environments.mountain_car",
+    "Pendulum": "environments.pendulum",
+    "QLearning": "algorithms.q_learning",
+    "RandomWalk": "environments.random_walk",
+    "Sarsa": "algorithms.sarsa",
+    "SarsaLambda": "algorithms.sarsa_lambda",
+    "TD0": "algorithms.td_lambda",
+    "TDLambda": "algorithms.td_lambda",
     "TreadleError": "errors",
+    "TreasureLine": "environments.treasure_line",
     "preset": "settings",
     "presets": "settings",
     "train": "loops.fused",

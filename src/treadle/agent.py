@@ -23,7 +23,7 @@ from treadle.loops.host import HostSeeds
 from treadle.loops.seeding import purpose, seed_key
 from treadle.registry import as_float32
 from treadle.run import Chunks
-from treadle.spaces import Discrete, Grid
+from treadle.spaces import Discrete, Grid, Space
 from treadle.types import Spec, space_spec
 
 EVALUATION_ENVIRONMENTS = 10
@@ -85,6 +85,12 @@ class Agent:
             self._policy, self._spec = jax.tree.map(lambda x: x[0], policies), trainer.spec
         return self
 
+    @property
+    def policy(self) -> PyTree:
+        """What acting greedily needs, as it was learned: the network of DQN, `policy.q.weights` `[S, A]` of a table.
+        Raises `TreadleError` before anything was learned."""
+        return self._known()[0]
+
     def predict(self, obs: Any) -> np.ndarray:
         """The action for one observation `[...]`, or actions `[B]` for a batch `[B, ...]`: greedy, but for the
         algorithm's `evaluation_epsilon`.
@@ -96,7 +102,7 @@ class Agent:
         """
         policy, spec = self._known()
         shape = tuple(spec.observation_space.shape)
-        array = np.asarray(obs, dtype=np.dtype(spec.observation_space.dtype))
+        array = _observation(obs, spec.observation_space)
         if array.shape not in (shape, (*array.shape[:1], *shape)):
             raise TreadleError(
                 f"predict was given an observation of shape {array.shape}; it must be {shape}, or a batch "
@@ -187,6 +193,21 @@ class Agent:
         if self._policy is None or self._spec is None:
             raise TreadleError("the agent has learned nothing yet: call learn(total_timesteps) first.")
         return self._policy, self._spec
+
+
+def _observation(obs: Any, space: Space) -> np.ndarray:
+    """What the user gave as an array of the space's dtype. Raises `TreadleError` for what is no observation of it."""
+    dtype = np.dtype(space.dtype)
+    try:
+        given = np.asarray(obs)
+        array = given.astype(dtype)
+    except (TypeError, ValueError) as error:
+        raise TreadleError(f"predict was given {obs!r}; it must be an observation of {space}.") from error
+    if isinstance(space, Discrete):
+        last = space.start + space.n - 1
+        if not np.array_equal(given, array) or np.any((array < space.start) | (array > last)):
+            raise TreadleError(f"predict was given {obs!r}; it must be a whole number from {space.start} to {last}.")
+    return array
 
 
 @compile_small

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from treadle import registry, settings
 from treadle.algorithms.base import Survey
@@ -18,11 +18,12 @@ def show() -> None:
 
     console = Console()
     algorithms = _table("Algorithms", "algorithm", "what it is, and its place in the survey")
-    for name, (cls, _) in registry.algorithms.entries().items():
-        algorithms.add_row(name, f"{_first_line(cls)}\n{_place(cls.survey)}".strip(), end_section=True)
+    for name, (cls, overrides) in registry.algorithms.entries().items():
+        about = _first_line(cls) + _different(overrides)
+        algorithms.add_row(name, f"{about}\n{_place(cls.survey)}".strip(), end_section=True)
     worlds = _table("Worlds in JAX", "environment", "what it is")
-    for name, (cls, _) in registry.environments.entries().items():
-        worlds.add_row(name, _first_line(cls))
+    for name, (cls, overrides) in registry.environments.entries().items():
+        worlds.add_row(name, _first_line(cls) + _different(overrides))
     tuned = _table("Presets", "preset", "what it is")
     for p in settings.presets():
         tuned.add_row(f"{p.algorithm} {p.environment}\n  {p.name}", p.about)
@@ -52,6 +53,11 @@ def _table(title: str, first: str, second: str) -> Table:
     table.add_column(first, no_wrap=True)
     table.add_column(second)
     return table
+
+
+def _different(overrides: dict[str, Any]) -> str:
+    """The settings by which a name differs from its class."""
+    return f" With {', '.join(f'{name} = {value}' for name, value in overrides.items())}." if overrides else ""
 
 
 def _place(survey: Survey | None) -> str:

@@ -211,8 +211,12 @@ def _plot(argv: list[str]) -> None:
     from treadle import reports
     from treadle.run import Run
 
-    path = reports.plot(Run.open(options.run), Path(options.out) if options.out else None)
+    run = Run.open(options.run)
+    path = reports.plot(run, Path(options.out) if options.out else None)
     print(f"Learning curve: {path}")
+    table = reports.plot_table(run)
+    if table is not None:
+        print(f"Table of values: {table}")
 
 
 def _compare(argv: list[str]) -> None:
@@ -250,7 +254,12 @@ def _reproduce(argv: list[str]) -> None:
     tune_cpu()
     folder = Path(options.out) if options.out else Path("runs", "reproduce", options.name)
     command = shlex.join(["treadle", "reproduce", *argv])
-    reports.reproduce(options.name, folder, options.seed, options.seeds, command)
+    try:
+        reports.reproduce(options.name, folder, options.seed, options.seeds, command)
+    except KeyboardInterrupt:
+        # Nothing is half written. The compiler's threads may be at work still, and would not survive an orderly end.
+        print("\ntreadle: stopped; nothing was written.", file=sys.stderr, flush=True)
+        os._exit(128 + signal.SIGINT)
 
 
 def _list(argv: list[str]) -> None:

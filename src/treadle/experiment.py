@@ -191,6 +191,8 @@ def _judged(claim: Claim, outcomes: Outcomes) -> Judged:
 
 
 def _make_room(folder: Path) -> None:
+    if (folder / "run.json").exists():
+        raise TreadleError(f"{folder} holds a training run, which stays as it is. Give another folder with --out.")
     try:
         (folder / "figures").mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -174,7 +174,9 @@ def _is_terminal() -> bool:
 
 def number(value: float | None) -> str:
     """Four digits, or all before the point; a dash for what is not known."""
-    return _DASH if value is None else f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+    if value is None:
+        return _DASH
+    return f"{value:,.0f}" if 1000 <= abs(value) < 1e9 else f"{value:,.4g}"
 
 
 def _duration(seconds: float) -> str:

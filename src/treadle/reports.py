@@ -11,12 +11,13 @@ import jax
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from treadle import drawing, metrics, registry, study
+from treadle import drawing, figures, metrics, registry, study, tables
 from treadle.algorithms.base import Algorithm, require
 from treadle.environments.base import Environment
 from treadle.environments.gymnasium import GymnasiumEnvironments
 from treadle.environments.wrappers import Task, is_world
 from treadle.errors import InvalidSetting, TreadleError
+from treadle.features import Table
 from treadle.loops import evaluate as evaluation
 from treadle.loops.choose import evaluated_as, evaluation_environment, resolve
 from treadle.loops.seeding import purpose, seed_key
@@ -36,7 +37,7 @@ def evaluate(
 
     Returns the returns `[S, episodes]`. Each seed's evaluation has a key of its own.
     """
-    require(episodes >= 1, "episodes", episodes, "at least 1")
+    require(1 <= episodes <= 1_000_000, "episodes", episodes, "between 1 and 1,000,000")
     require(0 <= seed < 2**31, "seed", seed, "between 0 and 2^31 - 1")
     if render is not None and not render.lower().endswith((".gif", ".png")):
         raise InvalidSetting(f"--render was given {render}; it must name a .gif file, or a .png file for a film strip.")
@@ -49,15 +50,21 @@ def evaluate(
     trainer.close()
     world = evaluation_environment(run.task, min(episodes, EVALUATION_ENVIRONMENTS))
     key = purpose(seed_key(seed), "evaluation")
-    scores = []
+    scores, cut = [], 0
     for index in range(run.config.seeds):
         policy = jax.tree.map(lambda x, i=index: x[i], policies)
         found = evaluation.evaluate(algorithm, policy, world, episodes, jax.random.fold_in(key, index))
         scores.append(np.asarray(found.returns))
+        cut += int(np.sum(found.lengths >= evaluation.STEP_LIMIT)) if world.max_episode_steps is None else 0
     returns = np.stack(scores)
     is_host = isinstance(world, GymnasiumEnvironments)
     where = f"Gymnasium's {world.name}" if is_host else evaluated_as(run.info["environment"])
     _show_evaluation(run, returns, step, where)
+    if cut:
+        print(
+            f"{cut} of {returns.size} episodes were cut after {evaluation.STEP_LIMIT:,} steps: this environment has no "
+            "time limit."
+        )
     if isinstance(world, GymnasiumEnvironments):
         world.close()
     if render is not None and drawn is not None:
@@ -167,6 +174,24 @@ def plot(run: Run, path: Path | None = None) -> Path:
     seeds = "1 seed" if run.config.seeds == 1 else f"{run.config.seeds} seeds"
     title = f"{run.info['algorithm']} in {run.info['environment']}, {seeds}"
     return study.plot_learning_curve(curves, target, title)
+
+
+def plot_table(run: Run) -> Path | None:
+    """Draw the first seed's table of values over the grid of its world, for methods and worlds that have these; else
+    `None`."""
+    world: Any = evaluated_as(run.info["environment"])
+    world = registry.environments.make(world) if world in registry.environments else None
+    if not hasattr(world, "scene") or not hasattr(world, "transitions") or not run.checkpoints():
+        return None
+    trainer = run.trainer()
+    run.restore(trainer)
+    q = getattr(trainer.state.algorithm, "q", None)
+    trainer.close()
+    if q is None or not isinstance(q.features, Table) or tables.scene_of(world).cells is None:
+        return None
+    figure = figures.new_figure(6.0, 4.8)
+    tables.draw_values(figure.subplots(), world, np.asarray(q.weights[0]), f"{run.info['algorithm']}, seed 0")
+    return figures.save(figure, run.folder / "figures" / "q_table.png")
 
 
 def reproduce(name: str, folder: Path, seed: int, seeds: int | None, command: str) -> None:

@@ -26,6 +26,16 @@ class Discrete:
     shape = ()
     dtype = jnp.int32
 
+    def __str__(self) -> str:
+        return f"Discrete({self.n})" if self.start == 0 else f"Discrete({self.n}, start={self.start})"
+
+    def __post_init__(self):
+        if not 1 <= self.n < 2**31:
+            raise UnsupportedSpace(
+                f"a Discrete space of {self.n:,} elements is not served: they are counted from 1 to 2^31 - 1. Describe "
+                "what is there by several numbers (a Box)."
+            )
+
     def sample(self, key: Array, shape: tuple[int, ...] = ()) -> Array:
         """Uniform integers in `[0, n)` of the given shape."""
         return jax.random.randint(key, shape, 0, self.n, jnp.int32)

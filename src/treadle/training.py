@@ -67,8 +67,8 @@ def train(
         raise
     except NonFinite as error:
         raise NonFinite(
-            f"{error} {session.kept()} Where observations and rewards are finite, a smaller learning rate or clipping "
-            "(--max-grad-norm) is the usual cure."
+            f"{error} {session.kept()} Where observations and rewards are finite, a smaller learning rate is the "
+            "usual cure; with networks, clipping the gradient is another."
         ) from None
     except InvalidSetting as error:  # an alarm: to go on as before would end as before
         raise Stopped(f"{error} {session.kept()}") from error

@@ -20,6 +20,9 @@ from treadle.returns import double_q_learning_error, q_learning_error
 from treadle.spaces import Discrete
 from treadle.types import Counter, Mean, Metrics, Spec, Transition
 
+LARGEST_ONE_HOT = 1_000_000
+"""Discrete observations that the built-in network takes."""
+
 
 class DQNState(NamedTuple):
     """Everything that changes while DQN learns."""
@@ -143,6 +146,13 @@ class DQN(Algorithm):
             raise UnsupportedSpace(
                 f"DQN needs a discrete action space, because it compares the value of every action; this environment "
                 f"has {spec.action_space}. Discretise the actions with a wrapper, or use a method for continuous ones."
+            )
+        states = spec.observation_space.n if isinstance(spec.observation_space, Discrete) else 0
+        if self.network is None and states > LARGEST_ONE_HOT:
+            raise UnsupportedSpace(
+                f"DQN would turn each of {states:,} observations into a vector of as many numbers; it does so up to "
+                f"{LARGEST_ONE_HOT:,}. Let the environment give a few numbers instead (a Box), or bring a network that "
+                "takes the index (network=...)."
             )
         if self.network is None:
             return

@@ -110,7 +110,7 @@ class Linear(Algorithm):
             return
         what = f"{space.n:,} states, " if isinstance(space, Discrete) else ""
         instead = (
-            "--features tile-coding or polynomial, which generalise over states, or dqn"
+            "--features tile-coding or polynomial, which generalise over states"
             if isinstance(space, Discrete)
             else "fewer --tiles or a smaller --degree, your own features (encoder=...), or dqn"
         )

@@ -62,7 +62,7 @@ def draw(figure, outcomes):
         for y in range(4):
             cliff = y == 3 and 0 < x < COLUMNS - 1
             paths.add_patch(_square(x, y, "#D9C2B5" if cliff else "#F4F6F7"))
-    for shift, (colour, label) in zip((-0.12, 0.12), zip(figures.COLOURS, METHODS, strict=False), strict=False):
+    for shift, colour, label in zip((-0.15, 0.0, 0.15), figures.COLOURS, METHODS, strict=False):
         path = np.array(_typical(outcomes, label))
         paths.plot(path % COLUMNS + shift, path // COLUMNS + shift, color=colour, linewidth=3, label=label)
     for x, text in ((0, "start"), (5.5, "cliff"), (COLUMNS - 1, "goal")):
