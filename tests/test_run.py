@@ -183,14 +183,14 @@ def test_a_second_ctrl_c_stops_at_once_and_spoils_nothing(whole, tmp_path, monke
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
 
-    folder = tmp_path / "run"
+    folder, handler = tmp_path / "run", signal.getsignal(signal.SIGINT)
     with monkeypatch.context() as patch:
         advance_then(patch, FusedSeeds, 15, twice)
         assert train(folder) == 130
     said = capsys.readouterr().err
     assert f"stopped at once, without saving. The last good checkpoint is at step {PERIOD}" in said
     assert f"treadle resume {folder}" in said
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is handler
     assert step_of(last_checkpoint(folder)) == PERIOD
     assert resume(folder) == 0
     assert_same_run(folder, whole)
