@@ -33,7 +33,7 @@ def draw(figure, outcomes):
     left, right = figure.subplots(1, 2, width_ratios=(1.3, 1))
     common.draw_solved(left, outcomes, "Maze", dict.fromkeys(METHODS, 0.9))
     left.axvline(100, color=figures.EDGE, linestyle="--", linewidth=1)
-    left.text(105, 4, "the tutorials' 100", color=figures.GREY, fontsize=8)
+    left.text(95, 2, "the tutorials' 100", color=figures.GREY, fontsize=8, rotation=90, ha="right", va="bottom")
     left.set_xscale("log")
     final = outcomes["Q-learning"].observed[0, -1]
     tables.draw_values(right, registry.environments.make("Maze"), final, "Q-learning, seed 0")
