@@ -186,7 +186,7 @@ def test_no_command_at_all_shows_the_usage(capsys):
         ("train dqn CartPoel-v1", "Did you mean 'CartPole-v1'?"),
         ("train dqn Acrobat-v1", "Did you mean 'Acrobot-v1'?"),
         ("train dqn CartPole-v1 --preset tutorail", "Did you mean 'tutorial'?"),
-        ("train dqn Acrobot-v1 --preset default", "there is no preset for dqn in Acrobot-v1"),
+        ("train dqn FrozenLake-v1 --preset default", "there is no preset for dqn in FrozenLake-v1"),
         ("train dqn CartPole-v1 --preset", "argument --preset: expected one argument"),
         ("train dqn CartPole-v1 --gamma 1.5", "gamma (--gamma) was 1.5; it must be between 0 and 1"),
         ("train dqn CartPole-v1 --learning-rate -1", "learning_rate (--learning-rate) was -1.0"),

@@ -54,6 +54,9 @@ def test_it_learns_the_known_values(probe):
         {"epsilon_schedule": "exponential", "epsilon_scale": 200.0, "learning_rate_end": 1e-4},
         {"optimiser": "sgd", "learning_rate": 0.05, "loss": "squared"},
         {"double": True},
+        {"dueling": True},
+        {"prioritized": True},
+        {"prioritized": True, "priority_weights": "memory", "priority_clip": None, "num_envs": 3, "capacity": 501},
     ],
     ids=lambda options: "-".join(options),
 )
@@ -65,6 +68,26 @@ def test_it_learns_with_other_options(options):
         np.testing.assert_allclose(state.algorithm.network(jnp.asarray(obs, jnp.float32)), values, atol=0.12)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"n_step": 3},
+        {"n_step": 4, "num_envs": 2, "train_frequency": 3, "gradient_steps": 6, "dueling": True, "double": True},
+        {"n_step": 2, "prioritized": True, "dueling": True, "double": True},
+    ],
+    ids=lambda options: "-".join(options),
+)
+def test_with_n_step_returns_it_finds_the_way(options):
+    """Their values are those of the policy that acts, which is random half of the time; what is best stays best."""
+    probe = next(p for p in PROBES if "corridor" in p.name)
+    algorithm = dataclasses.replace(PROBING, **options)
+    state, _ = _train(algorithm, probe.environment, 4_000 // algorithm.train_frequency)
+    for obs, values in zip(*probe.values(algorithm.gamma), strict=True):
+        q = state.algorithm.network(jnp.asarray(obs, jnp.float32))
+        assert np.argmax(q) == np.argmax(values)
+        assert np.all(np.asarray(q) < values + 0.12), "no value is above that of the best policy"
+
+
 def _spec(world=None, **changes):
     return dataclasses.replace(make_spec(PROBING, world or CartPole(), 1_000), **changes)
 
@@ -72,7 +95,8 @@ def _spec(world=None, **changes):
 def _rollout(count: int, reward: float = 1.0) -> Transition:
     obs = jnp.linspace(-1.0, 1.0, count * 4).reshape(count, 1, 4)
     flags = jnp.zeros((count, 1), bool)
-    return Transition(obs, jnp.zeros((count, 1), jnp.int32), jnp.full((count, 1), reward), obs, flags, flags)
+    action, max_q = jnp.zeros((count, 1), jnp.int32), jnp.zeros((count, 1))
+    return Transition(obs, action, jnp.full((count, 1), reward), obs, flags, flags, extras=max_q)
 
 
 @jax.jit
@@ -134,8 +158,10 @@ def test_nothing_aliases_the_target_and_it_gets_no_gradient():
     state = algorithm.init(seed_key(0), _spec())
     assert state.target_network.vector is not state.network.vector
     assert state.target_network.vector.unsafe_buffer_pointer() != state.network.vector.unsafe_buffer_pointer()
-    batch = algorithm.memory.sample(algorithm.memory.add(state.memory, _rollout(40)), jax.random.key(0))
-    gradient = jax.grad(algorithm.batch_loss, argnums=1)(state.network, state.target_network, batch)
+    memory = algorithm.memory.add(state.memory, _rollout(40)._replace(extras=()))
+    batch = algorithm.memory.sample(memory, jax.random.key(0))
+    loss = jax.grad(algorithm.batch_loss, argnums=1, has_aux=True)
+    gradient, _ = loss(state.network, state.target_network, batch)
     assert not gradient.vector.any()
     sizes = [leaf.size for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim]
     assert sizes == [state.network.vector.size] * 2, "Adam keeps two moments of the network and none of the target"
@@ -197,6 +223,11 @@ def test_evaluation_is_greedy_unless_told_otherwise():
         {"learning_starts": -1},
         {"epsilon_scale": 0.0},
         {"learning_rate_end": -1.0},
+        {"n_step": 0},
+        {"priority_alpha": -0.1},
+        {"priority_beta": 1.1},
+        {"priority_offset": 0.0},
+        {"priority_clip": 0.0},
     ],
     ids=lambda settings: next(iter(settings)),
 )

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from treadle.returns import double_q_learning_error, lambda_returns, q_learning_error, taken, td_error
+from treadle.returns import double_q_learning_error, lambda_returns, n_step, q_learning_error, taken, td_error
+from treadle.types import Transition
 
 
 @pytest.fixture(scope="module")
@@ -135,3 +136,41 @@ def test_lambda_returns_with_time_limits_are_those_of_each_piece(rlax, batch):
     expected = np.concatenate([rlax.lambda_returns(*piece, 0.9) for piece in pieces])
     returns = lambda_returns(reward, discount, v_next, truncated | (discount == 0), 0.9)
     np.testing.assert_allclose(returns, expected, rtol=1e-5, atol=1e-5)
+
+
+def _rows(rewards, terminated=(), truncated=()):
+    """Consecutive rows: observation i, then i + 1."""
+    n = len(rewards)
+    flags = [jnp.asarray([i in ends for i in range(n)]) for ends in (terminated, truncated)]
+    obs = jnp.arange(n, dtype=jnp.float32)[:, None]
+    return Transition(obs, jnp.arange(n), jnp.asarray(rewards, jnp.float32), obs + 1, *flags)
+
+
+@pytest.mark.parametrize(
+    ("terminated", "truncated", "reward", "successor", "discount"),
+    [
+        ((), (), 1 + 0.5 * 2 + 0.25 * 4, 3, 0.125),
+        ((2,), (), 1 + 0.5 * 2 + 0.25 * 4, 3, 0.0),
+        ((), (2,), 1 + 0.5 * 2 + 0.25 * 4, 3, 0.125),
+        ((1,), (), 1 + 0.5 * 2, 2, 0.0),
+        ((), (1,), 1 + 0.5 * 2, 2, 0.25),
+        ((0,), (1,), 1, 1, 0.0),
+        ((2,), (0,), 1, 1, 0.5),
+    ],
+)
+def test_three_rows_as_one_by_hand(terminated, truncated, reward, successor, discount):
+    """Rewards 1, 2, 4 and gamma 0.5: what comes after an end is of another episode, and a time limit still bootstraps,
+    with gamma to the number of steps really taken."""
+    whole, factor = n_step(_rows([1.0, 2.0, 4.0], terminated, truncated), 0.5)
+    assert float(whole.reward) == reward
+    assert float(whole.next_obs[0]) == successor
+    assert float(factor) == discount
+    assert float(whole.obs[0]) == 0 and int(whole.action) == 0
+
+
+def test_one_row_is_itself():
+    rows = _rows([3.0])
+    whole, factor = n_step(rows, 0.9)
+    np.testing.assert_array_equal(whole.reward, 3.0)
+    np.testing.assert_allclose(factor, 0.9)
+    np.testing.assert_array_equal(whole.next_obs, rows.next_obs[0])

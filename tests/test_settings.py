@@ -80,8 +80,8 @@ def test_both_tutorials_agents_are_presets():
 def test_a_misspelt_preset_suggests_the_nearest():
     with pytest.raises(UnknownName, match=r"no preset 'defualt'.*Did you mean 'default'\?.*rl-zoo, tutorial"):
         treadle.preset("dqn", "CartPole-v1", "defualt")
-    with pytest.raises(UnknownName, match=r"no preset for dqn in Acrobot-v1; `treadle list`"):
-        treadle.preset("dqn", "Acrobot-v1")
+    with pytest.raises(UnknownName, match=r"no preset for dqn in FrozenLake-v1; `treadle list`"):
+        treadle.preset("dqn", "FrozenLake-v1")
 
 
 def test_settings_come_from_plain_data():

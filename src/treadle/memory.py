@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -39,16 +39,19 @@ class MemoryState:
     layout: Layout = field(metadata={"static": True})
 
 
-class Memory(Protocol):
+S = TypeVar("S")
+
+
+class Memory(Protocol[S]):
     """What an algorithm asks of its memory. `update_priorities` is given the TD error `[N]` of each sampled item."""
 
-    def init(self, example: Transition) -> MemoryState: ...
+    def init(self, example: Transition) -> S: ...
 
-    def add(self, state: MemoryState, rollout: Transition) -> MemoryState: ...
+    def add(self, state: S, rollout: Transition) -> S: ...
 
-    def sample(self, state: MemoryState, key: Array) -> Sample: ...
+    def sample(self, state: S, key: Array) -> Sample: ...
 
-    def update_priorities(self, state: MemoryState, indices: Array, td_errors: Array) -> MemoryState: ...
+    def update_priorities(self, state: S, indices: Array, td_errors: Array) -> S: ...
 
 
 @as_tree
@@ -75,30 +78,29 @@ class UniformMemory:
         Neither `T`, `B` nor their product need divide the capacity; of a rollout longer than the memory the last
         `capacity` transitions stay.
         """
-        valid = rollout.valid
+        slots, added = self.slots(state, rollout)
         words, bytes_ = state.layout.pack(rollout._replace(valid=None), batch_ndim=2)
-        if len(words) > self.capacity and valid is None:
-            words, bytes_ = words[-self.capacity :], bytes_[-self.capacity :]
-        count = len(words)
-
-        position = state.position.value
-        if valid is None:
-            indices = (position + jnp.arange(count)) % self.capacity
-            added = jnp.asarray(count, jnp.int32)
-        else:
-            valid = valid.reshape(-1)
-            added = jnp.sum(valid, dtype=jnp.int32)
-            order = jnp.cumsum(valid) - 1
-            kept = valid & (order >= added - self.capacity)
-            indices = jnp.where(kept, (position + order) % self.capacity, self.capacity + jnp.arange(count))
-
+        contiguous = rollout.valid is None
         return MemoryState(
-            words=_write(state.words, words, indices, contiguous=valid is None),
-            bytes=_write(state.bytes, bytes_, indices, contiguous=valid is None),
-            position=Counter((position + added) % self.capacity),
+            words=_write(state.words, words[-len(slots) :], slots, contiguous),
+            bytes=_write(state.bytes, bytes_[-len(slots) :], slots, contiguous),
+            position=Counter((state.position.value + added) % self.capacity),
             size=Counter(jnp.minimum(state.size.value + added, self.capacity)),
             layout=state.layout,
         )
+
+    def slots(self, state: MemoryState, rollout: Transition) -> tuple[Int[Array, " n"], Int[Array, ""]]:
+        """Where `add` puts the last `n` transitions of a rollout, `capacity` or more for those that it leaves out, and
+        how many it adds."""
+        count, position = math.prod(jnp.shape(jax.tree.leaves(rollout)[0])[:2]), state.position.value
+        if rollout.valid is None:
+            count = min(count, self.capacity)
+            return (position + jnp.arange(count)) % self.capacity, jnp.asarray(count, jnp.int32)
+        valid = rollout.valid.reshape(-1)
+        added = jnp.sum(valid, dtype=jnp.int32)
+        order = jnp.cumsum(valid) - 1
+        kept = valid & (order >= added - self.capacity)
+        return jnp.where(kept, (position + order) % self.capacity, self.capacity + jnp.arange(count)), added
 
     def sample(self, state: MemoryState, key: Array) -> Sample:
         """`batch_size` transitions drawn with replacement, weights 1.

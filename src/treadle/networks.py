@@ -128,6 +128,19 @@ class QNetwork(eqx.Module):
         return self.mlp(self.features(obs))
 
 
+class DuelingQNetwork(eqx.Module):
+    """The same from the value of the state and the advantages of the actions, `Q = V + A - mean(A)` (Wang et al. 2016,
+    equation 9). The last layer has an output for the value, then one for each advantage."""
+
+    features: Features
+    mlp: MLP
+
+    def __call__(self, obs: Array) -> Float[Array, " A"]:
+        outputs = self.mlp(self.features(obs))
+        value, advantage = outputs[0], outputs[1:]
+        return value + advantage - jnp.mean(advantage)
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Raveled(Generic[Network]):

@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from treadle.types import Transition
+
 
 def taken(q: Float[Array, " A"], action: Int[Array, ""]) -> Float[Array, ""]:
     """`q[action]`, written as a masked sum: the gradient of an index is a scatter, which is slow on a CPU."""
@@ -33,6 +35,25 @@ def q_learning_error(
     """r + discount max_a' Q'(s', a') - Q(s, a)   (Watkins and Dayan 1992; Mnih et al. 2015, algorithm 1)."""
     target = reward + discount * jnp.max(q_next)
     return jax.lax.stop_gradient(target) - taken(q, action)
+
+
+def n_step(t: Transition, gamma: float | Array) -> tuple[Transition, Float[Array, ""]]:
+    """`n` consecutive rows `[n, ...]` of one environment as one transition, and the discount of its bootstrap.
+
+    The reward is `r_1 + gamma r_2 + ...` up to the first row that ends the episode, if one does; `next_obs` and the
+    ends are those of the last row that counts, and the discount is `gamma^k` for the `k` rows that count, or 0 where
+    the last of them terminated. A time limit within the rows cuts the sum, not the bootstrap (Sutton and Barto 2018,
+    equation 7.1).
+    """
+    n = t.reward.shape[0]
+    ended = t.terminated | t.truncated
+    counts = jnp.concatenate([jnp.ones(1, jnp.bool_), jnp.cumsum(ended[:-1]) == 0])
+    last = jnp.sum(counts) - 1
+    reward = jnp.sum(jnp.where(counts, gamma ** jnp.arange(n) * t.reward, 0.0))
+    first = jax.tree.map(lambda x: x[0], t)
+    end = jax.tree.map(lambda x: x[last], t)
+    whole = first._replace(reward=reward, next_obs=end.next_obs, terminated=end.terminated, truncated=end.truncated)
+    return whole, gamma ** (last + 1) * (1.0 - end.terminated)
 
 
 def double_q_learning_error(

@@ -1,4 +1,4 @@
-"""Deep Q-networks (Mnih et al. 2015, "Human-level control through deep reinforcement learning")."""
+"""Deep Q-networks (Mnih et al. 2015, "Human-level control through deep reinforcement learning") and their family."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from jaxtyping import Array, Float, Int
 from treadle import exploration, hoist, optimise
 from treadle.algorithms.base import Algorithm, Survey, register, require
 from treadle.errors import InvalidSetting, UnsupportedSpace
-from treadle.memory import MemoryState, UniformMemory
-from treadle.networks import MLP, Activation, Features, Initialisation, QNetwork, Raveled, ravel
-from treadle.returns import double_q_learning_error, q_learning_error
+from treadle.memory import Memory, UniformMemory
+from treadle.networks import MLP, Activation, DuelingQNetwork, Features, Initialisation, QNetwork, Raveled, ravel
+from treadle.prioritized import PrioritizedMemory
+from treadle.returns import double_q_learning_error, n_step, q_learning_error
 from treadle.spaces import Discrete
 from treadle.types import Counter, Mean, Metrics, Spec, Transition
 
@@ -30,7 +31,11 @@ class DQNState(NamedTuple):
     network: Raveled
     target_network: Raveled
     opt_state: optax.OptState
-    memory: MemoryState
+    memory: Any
+    recent: Transition
+    """The last `n_step - 1` rows, which wait for those that complete their returns."""
+    running_max_q: Float[Array, ""]
+    """A running mean of `max_a Q(s, a)` where actions were chosen, by which over-estimation shows."""
     step: Counter
     """Environment steps so far, over all environments."""
     total_timesteps: Int[Array, ""]
@@ -76,6 +81,26 @@ class DQN(Algorithm):
     """How far the target network moves to the network in one update: 1 copies it, less averages (soft target)."""
     double: bool = False
     """Choose the next action by the network and judge it by the target network (van Hasselt et al. 2016)."""
+    dueling: bool = False
+    """Give the network a head for the state's value and one for the advantages (Wang et al. 2016)."""
+    n_step: int = 1
+    """Rewards that are summed before the bootstrap (Sutton 1988; Hessel et al. 2018)."""
+    prioritized: bool = False
+    """Replay transitions the more often the larger their TD error was (Schaul et al. 2016)."""
+    priority_alpha: float = 0.6
+    """How far priorities count, from 0 (not at all) to 1 (proportionally)."""
+    priority_beta: float = 0.4
+    """How far importance weights correct for it at the first step, from 0 to 1."""
+    priority_beta_end: float = 1.0
+    """The same once `priority_beta_fraction` of the training has passed, approached linearly."""
+    priority_beta_fraction: float = 1.0
+    """Part of the total timesteps over which beta rises, in [0, 1]."""
+    priority_offset: float = 1e-2
+    """Added to each error, so that none is never replayed again."""
+    priority_clip: float | None = 1.0
+    """Errors count for no more than this; `None` does not clip them."""
+    priority_weights: Literal["batch", "memory"] = "batch"
+    """Whether weights are divided by the largest of the batch or of the whole memory."""
     loss: Literal["huber", "squared"] = "huber"
     """Huber with threshold 1, or the squared TD error."""
     epsilon_start: float = 1.0
@@ -111,8 +136,18 @@ class DQN(Algorithm):
         return self.train_frequency
 
     @property
-    def memory(self) -> UniformMemory:
-        return UniformMemory(capacity=self.capacity, batch_size=self.batch_size)
+    def memory(self) -> Any:
+        if not self.prioritized:
+            return UniformMemory(capacity=self.capacity, batch_size=self.batch_size)
+        return PrioritizedMemory(
+            capacity=self.capacity,
+            batch_size=self.batch_size,
+            alpha=self.priority_alpha,
+            beta=self.priority_beta,
+            priority_offset=self.priority_offset,
+            error_clip=self.priority_clip,
+            weights_over=self.priority_weights,
+        )
 
     @property
     def gradient_rule(self) -> optax.GradientTransformation:
@@ -122,16 +157,19 @@ class DQN(Algorithm):
         super().check(spec)
         require(self.learning_rate > 0, "learning_rate", self.learning_rate, "greater than 0")
         require(0 <= self.gamma <= 1, "gamma", self.gamma, "between 0 and 1")
-        for name in ("batch_size", "capacity", "train_frequency", "gradient_steps", "target_update_period"):
+        for name in ("batch_size", "capacity", "train_frequency", "gradient_steps", "target_update_period", "n_step"):
             require(1 <= getattr(self, name) < 2**31, name, getattr(self, name), "between 1 and 2^31 - 1")
         within = f"at most the memory's capacity, which is {self.capacity} (--capacity)"
         require(self.batch_size <= self.capacity, "batch_size", self.batch_size, within)
         require(self.learning_starts >= 0, "learning_starts", self.learning_starts, "0 or more")
         require(0 < self.tau <= 1, "tau", self.tau, "greater than 0 and at most 1")
-        for name in ("epsilon_start", "epsilon_end", "epsilon_fraction", "evaluation_epsilon"):
+        fractions = ("epsilon_start", "epsilon_end", "epsilon_fraction", "evaluation_epsilon")
+        fractions += ("priority_alpha", "priority_beta", "priority_beta_end", "priority_beta_fraction")
+        for name in fractions:
             require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "between 0 and 1")
         require(self.epsilon_scale > 0, "epsilon_scale", self.epsilon_scale, "greater than 0")
-        for name in ("max_grad_norm", "max_grad_value"):
+        require(self.priority_offset > 0, "priority_offset", self.priority_offset, "greater than 0")
+        for name in ("max_grad_norm", "max_grad_value", "priority_clip"):
             value = getattr(self, name)
             require(value is None or value > 0, name, value, "greater than 0, or None")
         end = self.learning_rate_end
@@ -173,71 +211,115 @@ class DQN(Algorithm):
 
     def init(self, key: Array, spec: Spec) -> DQNState:
         network = ravel(self.build_network(key, spec) if self.network is None else self.network)
+        example = spec.example if self.n_step == 1 else spec.example._replace(extras=jnp.zeros(()))
+        waiting = spec.example._replace(valid=jnp.zeros((), jnp.bool_), extras=())
         return DQNState(
             network=network,
             target_network=jax.tree.map(jnp.copy, network),
             opt_state=optimise.start(self.gradient_rule, network),
-            memory=self.memory.init(spec.example),
+            memory=self.memory.init(example),
+            recent=jax.tree.map(lambda x: jnp.zeros((self.n_step - 1, spec.num_envs, *x.shape), x.dtype), waiting),
+            running_max_q=jnp.zeros(()),
             step=Counter.zero(),
             total_timesteps=jnp.asarray(spec.total_timesteps, jnp.int32),
         )
 
-    def build_network(self, key: Array, spec: Spec) -> QNetwork:
+    def build_network(self, key: Array, spec: Spec) -> QNetwork | DuelingQNetwork:
         features = Features(spec.observation_space)
         assert isinstance(spec.action_space, Discrete)
-        sizes = (features.size, *self.hidden_sizes, spec.action_space.n)
-        return QNetwork(features, MLP(key, sizes, self.activation, self.initialisation))
+        outputs = spec.action_space.n + (1 if self.dueling else 0)
+        mlp = MLP(key, (features.size, *self.hidden_sizes, outputs), self.activation, self.initialisation)
+        return DuelingQNetwork(features, mlp) if self.dueling else QNetwork(features, mlp)
 
     def act(self, state: DQNState | DQNPolicy, carry, obs, key, *, explore: bool = True):
         epsilon = self.epsilon(state) if explore else self.evaluation_epsilon
-        return exploration.epsilon_greedy(key, jax.vmap(state.network)(obs), epsilon), carry, ()
+        q = jax.vmap(state.network)(obs)
+        return exploration.epsilon_greedy(key, q, epsilon), carry, jnp.max(q, axis=-1)
 
     def update(self, state: DQNState, rollout: Transition, key: Array) -> tuple[DQNState, Metrics]:
         """Store the rollout; once `learning_starts` is passed, take `gradient_steps` on replayed batches; move the
         target network when its period has passed."""
         step = state.step.add(rollout.reward.size if rollout.valid is None else jnp.sum(rollout.valid))
-        memory = self.memory.add(state.memory, rollout)
+        rows, recent = self.with_n_steps(state.recent, rollout)
+        replay = self.memory_at(state)
+        memory = replay.add(state.memory, rows)
         learning_rate = self.learning_rate_at(state)
 
         def gradient_step(learner, key):
             network, opt_state = learner
-            batch = self.memory.sample(memory, key)
-            loss, gradients = jax.value_and_grad(self.batch_loss)(network, state.target_network, batch)
+            batch = replay.sample(memory, key)
+            gradient = jax.value_and_grad(self.batch_loss, has_aux=True)
+            (loss, td_errors), gradients = gradient(network, state.target_network, batch)
             learner = optimise.descend(self.gradient_rule, network, opt_state, gradients, learning_rate)
-            return learner, (loss, jnp.mean(jnp.max(jax.vmap(network)(batch.items.obs), axis=-1)))
+            return learner, (loss, batch.indices, td_errors)
 
         def learn(learner, key):
-            learner, (losses, q) = hoist.scan(gradient_step, learner, jax.random.split(key, self.gradient_steps))
-            return learner, jnp.mean(losses), jnp.mean(q)
+            return hoist.scan(gradient_step, learner, jax.random.split(key, self.gradient_steps))
 
         def wait(learner, key):
-            return learner, jnp.zeros(()), jnp.zeros(())
+            batches = (self.gradient_steps, self.batch_size)
+            return learner, (jnp.zeros(batches[0]), jnp.full(batches, self.capacity, jnp.int32), jnp.zeros(batches))
 
         learning = step.value > self.learning_starts
-        (network, opt_state), loss, q = hoist.cond(learning, learn, wait, (state.network, state.opt_state), key)
+        learner, found = hoist.cond(learning, learn, wait, (state.network, state.opt_state), key)
+        (network, opt_state), (losses, indices, td_errors) = learner, found
         target_network = jax.lax.cond(
             step.passes(self.target_update_period, since=state.step),
             lambda target: optax.incremental_update(network, target, self.tau),
             lambda target: target,
             state.target_network,
         )
-        weight = learning.astype(jnp.float32)
-        metrics = {"loss": Mean(loss, weight), "max_q": Mean(q, weight), "epsilon": self.epsilon(state)}
-        return DQNState(network, target_network, opt_state, memory, step, state.total_timesteps), metrics
+        max_q = jnp.mean(rollout.extras)
+        running = 0.99 * state.running_max_q + 0.01 * max_q
+        new = DQNState(
+            network=network,
+            target_network=target_network,
+            opt_state=opt_state,
+            memory=replay.update_priorities(memory, indices.ravel(), td_errors.ravel()),
+            recent=recent,
+            running_max_q=running,
+            step=step,
+            total_timesteps=state.total_timesteps,
+        )
+        loss = Mean(jnp.mean(losses), learning.astype(jnp.float32))
+        return new, {"loss": loss, "max_q": max_q, "running_max_q": running, "epsilon": self.epsilon(state)}
+
+    def with_n_steps(self, recent: Transition, rollout: Transition) -> tuple[Transition, Transition]:
+        """The rows `[T, B]` whose n-step returns a rollout completes, the discount of their bootstrap among the extras,
+        and the last `n_step - 1` rows, which wait for the next."""
+        rollout = rollout._replace(extras=())
+        if self.n_step == 1:
+            return rollout, recent
+        if rollout.valid is None:
+            rollout = rollout._replace(valid=jnp.ones(rollout.reward.shape, jnp.bool_))
+        rows = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), recent, rollout)
+        steps = rollout.reward.shape[0]
+        windows = jax.tree.map(lambda x: x[jnp.arange(steps)[:, None] + jnp.arange(self.n_step)], rows)
+        whole, discount = jax.vmap(jax.vmap(n_step, in_axes=(1, None)), in_axes=(0, None))(windows, self.gamma)
+        return whole._replace(extras=discount), jax.tree.map(lambda x: x[steps:], rows)
 
     def batch_loss(self, network, target_network, batch):
-        """The weighted mean loss of a sampled batch."""
-        td_error = jax.vmap(self.td_error, in_axes=(None, None, 0))(network, target_network, batch.items)
+        """The weighted mean loss of a sampled batch, and its TD errors."""
+        td_errors = jax.vmap(self.td_error, in_axes=(None, None, 0))(network, target_network, batch.items)
         loss = {"huber": optax.losses.huber_loss, "squared": optax.losses.squared_error}[self.loss]
-        return jnp.mean(batch.weights * loss(td_error))
+        return jnp.mean(batch.weights * loss(td_errors)), td_errors
 
     def td_error(self, network, target_network, t: Transition) -> Float[Array, ""]:
-        """r + gamma (1 - terminated) max_a' Q'(s', a') - Q(s, a); a time limit does not stop the bootstrap."""
-        discount = self.gamma * (1.0 - t.terminated)
+        """r + gamma (1 - terminated) max_a' Q'(s', a') - Q(s, a); a time limit does not stop the bootstrap. For n-step
+        returns the discount is among the extras."""
+        discount = self.gamma * (1.0 - t.terminated) if self.n_step == 1 else t.extras
         q, q_next = network(t.obs), target_network(t.next_obs)
         if self.double:
             return double_q_learning_error(q, t.action, t.reward, discount, q_next, network(t.next_obs))
         return q_learning_error(q, t.action, t.reward, discount, q_next)
+
+    def memory_at(self, state: Any) -> Memory:
+        """The memory with the beta of now."""
+        if not self.prioritized:
+            return self.memory
+        steps = self.priority_beta_fraction * state.total_timesteps
+        beta = exploration.linear(self.priority_beta, self.priority_beta_end, steps, state.step.value)
+        return dataclasses.replace(self.memory, beta=beta)
 
     def epsilon(self, state: Any) -> Float[Array, ""]:
         step = state.step.value
@@ -250,6 +332,9 @@ class DQN(Algorithm):
         if self.learning_rate_end is None:
             return self.learning_rate
         return exploration.linear(self.learning_rate, self.learning_rate_end, state.total_timesteps, state.step.value)
+
+    def begin_episodes(self, state: DQNState) -> DQNState:
+        return state._replace(recent=state.recent._replace(valid=jnp.zeros(state.recent.reward.shape, jnp.bool_)))
 
     def policy(self, state: DQNState) -> DQNPolicy:
         return DQNPolicy(state.network)
