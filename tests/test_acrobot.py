@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
-import gymnasium
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from gymnasium.envs.classic_control.acrobot import wrap as gymnasiums_wrap
 
+import twins
 from treadle.environments.acrobot import Acrobot, AcrobotState
 from treadle.environments.gymnasium import GymnasiumEnvironments
 from treadle.environments.pendulum import wrap
@@ -20,27 +21,13 @@ from treadle.spaces import Box, from_gymnasium
 LIMITS = np.array([4 * np.pi, 9 * np.pi])
 
 
-@jax.jit
-def play(world, starts, actions):
-    """Each row of actions from its start, without resets: the states, and what the steps answered."""
-
-    def one_step(state, action):
-        state, answer = world.step(state, action, jax.random.key(0))
-        return state, (state, answer)
-
-    def one(start, sequence):
-        return jax.lax.scan(one_step, AcrobotState(*start), sequence)[1]
-
-    return jax.vmap(one)(starts, actions)
+play = functools.partial(twins.play, AcrobotState)
 
 
 @pytest.fixture
 def theirs():
     """Gymnasium's physics without its wrappers."""
-    env: Any = gymnasium.make("Acrobot-v1").unwrapped
-    env.reset(seed=0)
-    yield env
-    env.close()
+    yield from twins.physics("Acrobot-v1")
 
 
 def step_all(theirs: Any, states: np.ndarray, actions: np.ndarray) -> tuple[np.ndarray, ...]:

@@ -2,40 +2,26 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
-import gymnasium
 import jax
 import numpy as np
 import pytest
 
+import twins
 from treadle.environments.gymnasium import GymnasiumEnvironments
 from treadle.environments.pendulum import Pendulum, PendulumState
 from treadle.spaces import Box, from_gymnasium
 
-
-@jax.jit
-def play(world, starts, actions):
-    """Each row of actions from its start: the states, and what the steps answered."""
-
-    def one_step(state, action):
-        state, answer = world.step(state, action, jax.random.key(0))
-        return state, (state, answer)
-
-    def one(start, sequence):
-        return jax.lax.scan(one_step, PendulumState(*start), sequence)[1]
-
-    return jax.vmap(one)(starts, actions)
+play = functools.partial(twins.play, PendulumState)
 
 
 @pytest.fixture
 def theirs():
     """Gymnasium's physics without its wrappers."""
-    env: Any = gymnasium.make("Pendulum-v1").unwrapped
-    env.reset(seed=0)
-    yield env
-    env.close()
+    yield from twins.physics("Pendulum-v1")
 
 
 def from_states(world: Pendulum, states: np.ndarray, actions: np.ndarray) -> Any:

@@ -23,6 +23,7 @@ import numpy as np
 from treadle import figures, registry, settings
 from treadle.algorithms.base import require
 from treadle.errors import TreadleError, UnknownName, nearest
+from treadle.files import replacing
 from treadle.loops.looks import Observe, look_at_seeds
 from treadle.run import versions, write_whole
 
@@ -200,8 +201,6 @@ def _make_room(folder: Path) -> None:
 
 
 def _keep(folder: Path, outcomes: Outcomes) -> None:
-    from treadle.files import replacing
-
     arrays = {}
     for label, outcome in outcomes.items():
         arrays[f"{label}/returns"], arrays[f"{label}/lengths"] = outcome.returns, outcome.lengths

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from treadle.errors import TreadleError
+from treadle.files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -51,13 +52,11 @@ def dress(axes: Axes, title: str = "", xlabel: str = "", ylabel: str = "", legen
 
 def save(figure: Figure, path: str | Path) -> Path:
     """Write a figure, whole or not at all; the ending of the name chooses the format. Raises `TreadleError`."""
-    from treadle.files import replacing
-
     path = Path(path)
     kind = path.suffix.removeprefix(".").lower()
     if kind not in figure.canvas.get_supported_filetypes():
         raise TreadleError(f"a figure cannot be written as {path.name}: end the name in .png, .pdf or .svg.")
-    with replacing(path) as temporary:
+    with replacing(path, "the figure") as temporary:
         figure.savefig(temporary, format=kind)
     return path
 

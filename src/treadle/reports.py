@@ -183,6 +183,8 @@ def plot_table(run: Run) -> Path | None:
     world = registry.environments.make(world) if world in registry.environments else None
     if not hasattr(world, "scene") or not hasattr(world, "transitions") or not run.checkpoints():
         return None
+    if run.info["algorithm"] not in registry.algorithms:  # one of the user's own, which this command does not import
+        return None
     trainer = run.trainer()
     run.restore(trainer)
     q = getattr(trainer.state.algorithm, "q", None)

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
+from treadle import figures
 from treadle.errors import InvalidSetting, TreadleError
-from treadle.files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,9 +24,6 @@ if TYPE_CHECKING:
 POINTS = 100
 BAND_RESAMPLES = 2_000
 _BATCH = 1_000
-
-# Okabe and Ito's palette, which stays distinct for every common kind of colour blindness.
-_BLUE, _VERMILLION, _GREY, _INK = "#0072B2", "#D55E00", "#7A8793", "#2B2F33"
 
 
 class Interval(NamedTuple):
@@ -254,25 +251,15 @@ def plot_learning_curve(curves: Curves, path: str | Path, title: str, threshold:
     `threshold` is a return worth reaching, drawn as a dashed line. The ending of the name chooses the format (`.png`,
     `.pdf`, `.svg`); the file is whole or not there at all. Raises `TreadleError` where it cannot be written.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    path = Path(path)
-    kind = path.suffix.removeprefix(".").lower()
-    figure = Figure(figsize=(8, 4.8), dpi=160, layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
-    if kind not in figure.canvas.get_supported_filetypes():
-        raise TreadleError(f"a figure cannot be written as {path.name}: end the name in .png, .pdf or .svg.")
+    figure = figures.new_figure()
     axes = figure.add_subplot()
     _draw_seeds(axes, curves)
     if threshold is not None:
         axes.axhline(
-            threshold, color=_VERMILLION, linestyle=(0, (5, 3)), linewidth=1.4, label=f"threshold {threshold:,g}"
+            threshold, color=figures.VERMILLION, linestyle=(0, (5, 3)), linewidth=1.4, label=f"threshold {threshold:,g}"
         )
     _dress(axes, curves, title)
-    with replacing(path, "the figure") as temporary:
-        figure.savefig(temporary, format=kind)
-    return path
+    return figures.save(figure, path)
 
 
 def _draw_seeds(axes: Axes, curves: Curves) -> None:
@@ -280,18 +267,19 @@ def _draw_seeds(axes: Axes, curves: Curves) -> None:
 
     count = len(curves.seeds)
     if count == 1:
-        _line(axes, curves.steps, curves.returns[0], color=_BLUE, linewidth=2.2, label=f"seed {curves.seeds[0]}")
+        _line(axes, curves.steps, curves.returns[0], color=figures.BLUE, linewidth=2.2, label=f"seed {curves.seeds[0]}")
         return
     middle, low, high = band(curves)
     # A white edge keeps the line apart from the thin ones that it crosses.
     edge = [withStroke(linewidth=4, foreground="white"), Normal()]
-    _line(axes, curves.steps, middle, color=_BLUE, linewidth=2.2, zorder=3, label="IQM over seeds", path_effects=edge)
+    style: dict[str, Any] = {"linewidth": 2.2, "zorder": 3, "path_effects": edge}
+    _line(axes, curves.steps, middle, color=figures.BLUE, label="IQM over seeds", **style)
     axes.fill_between(
-        curves.steps, low, high, color=_BLUE, alpha=0.22, linewidth=0, zorder=1.5, label="95% bootstrap interval"
+        curves.steps, low, high, color=figures.BLUE, alpha=0.22, linewidth=0, zorder=1.5, label="95% bootstrap interval"
     )
     for index, row in enumerate(curves.returns):
         label = f"each of {count} seeds" if index == 0 else None
-        _line(axes, curves.steps, row, color=_GREY, alpha=0.55, linewidth=0.8, zorder=2, label=label)
+        _line(axes, curves.steps, row, color=figures.GREY, alpha=0.55, linewidth=0.8, zorder=2, label=label)
 
 
 def _line(axes: Axes, steps: np.ndarray, values: np.ndarray, **style: Any) -> None:
@@ -303,16 +291,17 @@ def _line(axes: Axes, steps: np.ndarray, values: np.ndarray, **style: Any) -> No
 def _dress(axes: Axes, curves: Curves, title: str) -> None:
     from matplotlib.ticker import EngFormatter
 
-    axes.set_title(title, loc="left", color=_INK, fontsize=13, fontweight="bold", pad=30, wrap=True, parse_math=False)
-    axes.set_xlabel("environment steps", color=_INK, fontsize=11)
-    axes.set_ylabel("episode return", color=_INK, fontsize=11)
+    style: dict[str, Any] = {"loc": "left", "pad": 30, "wrap": True, "parse_math": False}
+    axes.set_title(title, color=figures.INK, fontsize=13, fontweight="bold", **style)
+    axes.set_xlabel("environment steps", color=figures.INK, fontsize=11)
+    axes.set_ylabel("episode return", color=figures.INK, fontsize=11)
     axes.set_xlim(0, max(1, int(curves.steps[-1])))
     axes.margins(y=0.06)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color("#B8C0C7")
-    axes.tick_params(colors=_INK, labelsize=10, color="#B8C0C7")
-    axes.grid(axis="y", color="#E6EAED", linewidth=0.9)
+    axes.spines[["left", "bottom"]].set_color(figures.EDGE)
+    axes.tick_params(colors=figures.INK, labelsize=10, color=figures.EDGE)
+    axes.grid(axis="y", color=figures.GRID, linewidth=0.9)
     axes.set_axisbelow(True)
     # Above the axes it hides no part of any curve.
     axes.legend(
@@ -321,7 +310,7 @@ def _dress(axes: Axes, curves: Curves, title: str) -> None:
         ncols=4,
         frameon=False,
         fontsize=9.5,
-        labelcolor=_INK,
+        labelcolor=figures.INK,
         borderaxespad=0.4,
         handlelength=1.6,
         columnspacing=1.6,

@@ -10,12 +10,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from treadle.algorithms.base import Survey, register, require
-from treadle.algorithms.linear import Schedule
+from treadle.algorithms.linear import Schedule, check_episode_length, too_long
 from treadle.algorithms.prediction import Prediction
 from treadle.episodes import EpisodeBuffer
 from treadle.features import LinearFunction
 from treadle.returns import lambda_return
-from treadle.types import Alarm, Mean, Metrics, Spec, Transition, select
+from treadle.types import Mean, Metrics, Spec, Transition, select
 
 
 class LambdaReturnState(NamedTuple):
@@ -53,13 +53,7 @@ class LambdaReturn(Prediction):
     def check(self, spec: Spec | None = None) -> None:
         super().check(spec)
         require(0 <= self.trace_decay <= 1, "trace_decay", self.trace_decay, "between 0 and 1")
-        require(1 <= self.max_episode_length < 2**31, "max_episode_length", self.max_episode_length, "at least 1")
-        if spec is None or spec.max_episode_steps is None:
-            return
-        longest = spec.max_episode_steps
-        fits = longest <= self.max_episode_length
-        expected = f"at least {longest}, because that is how long an episode of this environment can be"
-        require(fits, "max_episode_length", self.max_episode_length, expected)
+        check_episode_length(self.max_episode_length, spec)
 
     def init(self, key: Array, spec: Spec) -> LambdaReturnState:
         example = (spec.example.obs, spec.example.reward)
@@ -78,22 +72,17 @@ class LambdaReturn(Prediction):
             episodes = state.episodes.append((t.obs, t.reward), t.valid)
             ended = t.terminated | t.truncated
             complete = ended if t.valid is None else ended & t.valid
-            too_long = jnp.any(episodes.overflowed)
+            overflowed = jnp.any(episodes.overflowed)
             state, error = self.learn(state._replace(episodes=episodes), t, complete & ~episodes.overflowed)
-            return state._replace(episodes=episodes.clear(complete)), (error, too_long)
+            return state._replace(episodes=episodes.clear(complete)), (error, overflowed)
 
         if len(rollout.reward) == 1:
-            new, (error, too_long) = one_step(state, jax.tree.map(lambda x: x[0], rollout))
+            new, (error, overflowed) = one_step(state, jax.tree.map(lambda x: x[0], rollout))
         else:
-            new, (error, too_long) = jax.lax.scan(one_step, state, rollout)
-        sentence = (
-            f"an episode has gone on for more than max_episode_length (--max-episode-length) = "
-            f"{self.max_episode_length:,} steps, and {self.name} learns from whole ones. Allow longer episodes, or "
-            "give the environment a time limit."
-        )
+            new, (error, overflowed) = jax.lax.scan(one_step, state, rollout)
         metrics = {
             "error": Mean(jnp.sum(error.total), jnp.sum(error.weight)),
-            "episode_too_long": Alarm(jnp.any(too_long), sentence),
+            "episode_too_long": too_long(overflowed, self.name, self.max_episode_length),
         }
         return new._replace(schedule=state.schedule.after(rollout)), metrics
 

@@ -14,14 +14,14 @@ from typing import Any, Literal, NamedTuple, Self, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from treadle import exploration
 from treadle.algorithms.base import Algorithm, require
 from treadle.errors import InvalidSetting, UnsupportedSpace
 from treadle.features import Encoder, FeatureMap, LinearFunction, Own, Polynomial, Table, TileCoding
 from treadle.spaces import Discrete, Space
-from treadle.types import Counter, Mean, Metrics, Spec, Transition, select
+from treadle.types import Alarm, Counter, Mean, Metrics, Spec, Transition, select
 
 LARGEST_TABLE = 50_000_000
 """Weights (features times actions) that are allowed: 200 MB for each seed."""
@@ -262,6 +262,25 @@ def row(table: LinearFunction, obs: Array) -> Int[Array, ""]:
     indices = table.features(obs).indices
     assert indices is not None
     return indices[0]
+
+
+def check_episode_length(longest: int, spec: Spec | None) -> None:
+    """Raise `InvalidSetting` unless episodes of an environment fit into a memory of so many steps."""
+    require(1 <= longest < 2**31, "max_episode_length", longest, "at least 1")
+    if spec is None or spec.max_episode_steps is None:
+        return
+    needed = spec.max_episode_steps
+    expected = f"at least {needed}, because that is how long an episode of this environment can be"
+    require(needed <= longest, "max_episode_length", longest, expected)
+
+
+def too_long(raised: Bool[Array, "..."], name: str, longest: int) -> Alarm:
+    """The alarm of the method `name`, which can remember episodes of `longest` steps."""
+    sentence = (
+        f"an episode has gone on for more than max_episode_length (--max-episode-length) = {longest:,} steps, and "
+        f"{name} learns from whole ones. Allow longer episodes, or give the environment a time limit."
+    )
+    return Alarm(jnp.any(raised), sentence)
 
 
 def only(action: Int[Array, ""], amount: Float[Array, ""] | float, actions: int) -> Float[Array, " A"]:

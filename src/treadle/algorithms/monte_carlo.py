@@ -9,13 +9,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
-from treadle.algorithms.base import Survey, register, require
-from treadle.algorithms.linear import LinearControl, Schedule, only, row
+from treadle.algorithms.base import Survey, register
+from treadle.algorithms.linear import LinearControl, Schedule, check_episode_length, only, row, too_long
 from treadle.episodes import EpisodeBuffer
 from treadle.errors import UnsupportedSpace
 from treadle.features import LinearFunction, Table
 from treadle.returns import taken
-from treadle.types import Alarm, Mean, Metrics, Spec, Transition
+from treadle.types import Mean, Metrics, Spec, Transition
 
 C = TypeVar("C")
 
@@ -56,14 +56,8 @@ class MonteCarlo(LinearControl):
 
     def check(self, spec: Spec | None = None) -> None:
         super().check(spec)
-        require(1 <= self.max_episode_length < 2**31, "max_episode_length", self.max_episode_length, "at least 1")
-        if spec is None:
-            return
-        longest = spec.max_episode_steps
-        fits = longest is None or longest <= self.max_episode_length
-        expected = f"at least {longest}, because that is how long an episode of this environment can be"
-        require(fits, "max_episode_length", self.max_episode_length, expected)
-        if isinstance(self.feature_map(spec.observation_space), Table):
+        check_episode_length(self.max_episode_length, spec)
+        if spec is None or isinstance(self.feature_map(spec.observation_space), Table):
             return
         for is_set, what, instead in (
             (self.visits == "first", "first visits", "--visits every"),
@@ -102,12 +96,7 @@ class MonteCarlo(LinearControl):
 
         start = state.q, state.count, state.first, Mean(jnp.zeros(()), jnp.zeros(()))
         q, count, first, error = each_episode(one_episode, start, ended & ~episodes.overflowed, episodes.lengths)
-        sentence = (
-            f"an episode has gone on for more than max_episode_length (--max-episode-length) = "
-            f"{self.max_episode_length:,} steps, and {self.name} learns from whole ones. Allow longer episodes, or "
-            "give the environment a time limit."
-        )
-        alarm = Alarm(jnp.any(episodes.overflowed), sentence)
+        alarm = too_long(episodes.overflowed, self.name, self.max_episode_length)
         state = MonteCarloState(q, count, first, episodes.clear(ended), state.schedule.after(rollout))
         return state, {"error": error, "episode_too_long": alarm}
 

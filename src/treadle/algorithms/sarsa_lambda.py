@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from treadle import features
-from treadle.algorithms.base import Survey, register, require
-from treadle.algorithms.linear import LinearControl, Schedule, only
-from treadle.algorithms.sarsa import Pending, sarsa_error
+from treadle.algorithms.base import register, require
+from treadle.algorithms.linear import Schedule, only
+from treadle.algorithms.sarsa import Pending, Sarsa, sarsa_error
 from treadle.errors import UnsupportedSpace
 from treadle.features import LinearFunction, Table, TileCoding
 from treadle.types import Metrics, Spec, Transition
@@ -28,15 +28,13 @@ class SarsaLambdaState(NamedTuple):
 
 
 @register("sarsa-lambda")
-class SarsaLambda(LinearControl):
+class SarsaLambda(Sarsa):
     """Sarsa whose errors also reach the states and actions before (Sutton and Barto 2018, section 12.7; for a table
     section 7.5 of their first edition).
 
     `e = gamma lambda e`, then `e` is raised for `(s, a)`, and `Q += alpha delta e` everywhere, with Sarsa's error
     `delta`. Each environment has a trace of its own, which begins at 0 with each of its episodes.
     """
-
-    survey = Survey("model-free", "values", "step", "on-policy")
 
     trace_decay: float = 0.9
     """Lambda: what is left of a trace after a step, besides gamma; in [0, 1]. 0 is Sarsa, 1 close to Monte Carlo."""
@@ -62,13 +60,6 @@ class SarsaLambda(LinearControl):
         q = self.q_function(spec)
         traces = jnp.zeros((spec.num_envs, *q.weights.shape))
         return SarsaLambdaState(q, traces, Pending.none(spec), Schedule.start(spec))
-
-    def begin_episodes(self, state: SarsaLambdaState) -> SarsaLambdaState:
-        return state._replace(pending=state.pending.dropped())
-
-    def act(self, state, carry, obs, key, *, explore: bool = True):
-        action, carry, extras = super().act(state, carry, obs, key, explore=explore)
-        return state.pending.instead_of(action, obs) if explore else action, carry, extras
 
     def update(self, state: SarsaLambdaState, rollout: Transition, key: Array) -> tuple[SarsaLambdaState, Metrics]:
         """Choose the next actions, then learn from every environment in turn. The rollout is one step long."""

@@ -10,11 +10,9 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from treadle import exact
 from treadle.environments import grid
 from treadle.environments.base import register
 from treadle.scene import Scene
-from treadle.spaces import Discrete
 from treadle.types import Step
 
 ROWS, COLUMNS = 4, 12
@@ -24,26 +22,15 @@ _MOVES = grid.moves(ROWS, COLUMNS, (grid.UP, grid.RIGHT, grid.DOWN, grid.LEFT))
 
 
 @register("CliffWalking-v1")
-class CliffWalking:
+class CliffWalking(grid.Cells):
     """Observation: the cell `12 row + column`, rows counted from the top. Actions: 0 up, 1 right, 2 down, 3 left; a
     move off the grid stays. Reward: -1 a step, -100 for one over the cliff, which leads back to the start. The episode
     ends at the goal."""
 
+    moves, start = _MOVES, START
+
     max_episode_steps: int | None = None
     """Time limit in steps; none unless set."""
-
-    @property
-    def observation_space(self) -> Discrete:
-        return Discrete(ROWS * COLUMNS)
-
-    @property
-    def action_space(self) -> Discrete:
-        return Discrete(4)
-
-    def reset(self, key: Array) -> tuple[Int[Array, ""], Int[Array, ""]]:
-        """The bottom left corner."""
-        cell = jnp.full((), START, jnp.int32)
-        return cell, cell
 
     def step(self, state: Int[Array, ""], action: Int[Array, ""], key: Array) -> tuple[Int[Array, ""], Step]:
         """One cell in a direction. Deterministic."""
@@ -51,9 +38,6 @@ class CliffWalking:
         fell = (cell > START) & (cell < GOAL)
         cell = jnp.where(fell, START, cell)
         return cell, Step(cell, jnp.where(fell, -100.0, -1.0), cell == GOAL)
-
-    def transitions(self) -> exact.Transitions:
-        return exact.tabulate(self, ROWS * COLUMNS)
 
     def scene(self, state: Int[Array, ""]) -> Scene:
         looks = {START: grid.START, GOAL: grid.TREASURE} | dict.fromkeys(range(START + 1, GOAL), grid.TRAP)

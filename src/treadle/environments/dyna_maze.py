@@ -5,11 +5,9 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from treadle import exact
 from treadle.environments import grid
 from treadle.environments.base import register
 from treadle.scene import Scene
-from treadle.spaces import Discrete
 from treadle.types import Step
 
 ROWS, COLUMNS = 6, 9
@@ -20,35 +18,21 @@ _MOVES = grid.moves(ROWS, COLUMNS, (grid.UP, grid.DOWN, grid.RIGHT, grid.LEFT), 
 
 
 @register("DynaMaze")
-class DynaMaze:
+class DynaMaze(grid.Cells):
     """Observation: the cell `9 row + column`, rows counted from the top; an episode starts at the left, in row 2.
     Actions: 0 up, 1 down, 2 right, 3 left; a move into a wall or off the grid stays. Reward: 1 for the step to the goal
     in the top right corner, which ends the episode: 14 steps at best."""
 
+    moves, start = _MOVES, START
+
     max_episode_steps: int | None = None
     """Time limit in steps; none unless set."""
-
-    @property
-    def observation_space(self) -> Discrete:
-        return Discrete(ROWS * COLUMNS)
-
-    @property
-    def action_space(self) -> Discrete:
-        return Discrete(4)
-
-    def reset(self, key: Array) -> tuple[Int[Array, ""], Int[Array, ""]]:
-        """The start."""
-        cell = jnp.full((), START, jnp.int32)
-        return cell, cell
 
     def step(self, state: Int[Array, ""], action: Int[Array, ""], key: Array) -> tuple[Int[Array, ""], Step]:
         """One cell in a direction. Deterministic."""
         cell = grid.move(_MOVES, state, action)
         arrived = (cell == GOAL) & (state != GOAL)
         return cell, Step(cell, arrived.astype(jnp.float32), cell == GOAL)
-
-    def transitions(self) -> exact.Transitions:
-        return exact.tabulate(self, ROWS * COLUMNS)
 
     def scene(self, state: Int[Array, ""]) -> Scene:
         looks = {START: grid.START, GOAL: grid.TREASURE} | dict.fromkeys(WALLS, grid.WALL)

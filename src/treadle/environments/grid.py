@@ -6,13 +6,16 @@ Cells are counted row by row from the top left: `cell = row * columns + column`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
+from treadle import exact
 from treadle.scene import Circle, Colour, Polygon, Scene
+from treadle.spaces import Discrete
+from treadle.types import Step
 
 UP, DOWN, RIGHT, LEFT = (-1, 0), (1, 0), (0, 1), (0, -1)
 """Directions as (rows, columns)."""
@@ -47,6 +50,35 @@ def moves(
 def move(table: Int[np.ndarray, "S A"], cell: Int[Array, ""], action: Int[Array, ""]) -> Int[Array, ""]:
     """The cell that `action` leads to, by a table of `moves`."""
     return jnp.asarray(table).at[cell, action].get(mode="promise_in_bounds")
+
+
+class Cells:
+    """What worlds have in common whose observation is the agent's cell, and whose episodes all begin in one."""
+
+    moves: ClassVar[Int[np.ndarray, "S A"]]
+    """Where each action leads from each cell, as `moves` gives it."""
+    start: ClassVar[int]
+    max_episode_steps: int | None
+
+    @property
+    def observation_space(self) -> Discrete:
+        return Discrete(self.moves.shape[0])
+
+    @property
+    def action_space(self) -> Discrete:
+        return Discrete(self.moves.shape[1])
+
+    def reset(self, key: Array) -> tuple[Int[Array, ""], Int[Array, ""]]:
+        """The cell in which every episode begins."""
+        cell = jnp.full((), self.start, jnp.int32)
+        return cell, cell
+
+    def step(self, state: Int[Array, ""], action: Int[Array, ""], key: Array) -> tuple[Int[Array, ""], Step]:
+        """One cell in a direction, and what this world gives for it."""
+        raise NotImplementedError
+
+    def transitions(self) -> exact.Transitions:
+        return exact.tabulate(self, self.moves.shape[0])
 
 
 def draw(rows: int, columns: int, agent: int | Array, looks: Mapping[int, Look]) -> Scene:

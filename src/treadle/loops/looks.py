@@ -12,7 +12,6 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int, PyTree
 
 from treadle import hoist
@@ -21,6 +20,7 @@ from treadle.environments.base import Environment
 from treadle.loops import fused
 from treadle.loops.execution import compiler_options, seed_mesh
 from treadle.loops.seeding import seed_key
+from treadle.loops.seeds import padded, sharded
 from treadle.registry import as_float32
 
 Observe = Callable[[PyTree], PyTree]
@@ -91,8 +91,7 @@ def look_at_seeds(
 ) -> Looks:
     """The same for many seeds, stacked along a leading axis; settings may be plain numbers."""
     mesh = seed_mesh(num_seeds)
-    indices = [*range(num_seeds)] + [num_seeds - 1] * (-num_seeds % mesh.size)
-    keys = jnp.stack([seed_key(seed, i) for i in indices])
+    keys = jnp.stack([seed_key(seed, i) for i in padded(num_seeds, mesh)])
     run = _compiled(mesh, count, observe or _nothing, unit)
     looks = run(as_float32(algorithm.prepared()), as_float32(environment), keys)
     return jax.tree.map(lambda x: x[:num_seeds], looks)
@@ -107,5 +106,4 @@ def _compiled(mesh: Any, count: int, observe: Observe, unit: Unit) -> Any:
     def many(algorithm, environment, keys):
         return jax.lax.map(lambda key: train_and_look(algorithm, environment, key, count, observe, unit), keys)
 
-    sharded = jax.shard_map(many, mesh=mesh, in_specs=(P(), P(), P("seeds")), out_specs=P("seeds"), check_vma=False)
-    return jax.jit(sharded, compiler_options=compiler_options())
+    return jax.jit(sharded(many, mesh), compiler_options=compiler_options())

@@ -50,7 +50,7 @@ class FusedSeeds:
         self.spec = make_spec(algorithm, environment, total_timesteps)
         self._mesh = seed_mesh(num_seeds)
         self._layout: Layout = layout or ("map" if jax.default_backend() == "cpu" else "vmap")
-        keys = jnp.stack([seed_key(seed, i) for i in self._padded(list(range(num_seeds)))])
+        keys = jnp.stack([seed_key(seed, i) for i in padded(num_seeds, self._mesh)])
         init = _compiled_init(self._mesh)
         self._state = init(algorithm, environment, jax.device_put(keys, self._sharding), total_timesteps)
 
@@ -61,8 +61,8 @@ class FusedSeeds:
 
     def restore(self, state: TrainState) -> None:
         """Go on from a state as `state` returned it."""
-        padded = jax.tree.map(lambda x: x[jnp.asarray(self._padded(list(range(self.num_seeds))))], state)
-        self._state = jax.device_put(padded, self._sharding)
+        indices = jnp.asarray(padded(self.num_seeds, self._mesh))
+        self._state = jax.device_put(jax.tree.map(lambda x: x[indices], state), self._sharding)
 
     def advance(self, num_updates: int) -> Record:
         """`num_updates` rounds of every seed: metrics `[S, N]`, episodes `[S, N, T, B]`, as NumPy arrays."""
@@ -81,9 +81,10 @@ class FusedSeeds:
     def _sharding(self) -> NamedSharding:
         return NamedSharding(self._mesh, P("seeds"))
 
-    def _padded(self, indices: list[int]) -> list[int]:
-        """Repeat the last seed until the devices divide their number."""
-        return indices + [indices[-1]] * (-len(indices) % self._mesh.size)
+
+def padded(num_seeds: int, mesh: Mesh) -> list[int]:
+    """The seeds by number, the last repeated until the devices divide their number."""
+    return [*range(num_seeds)] + [num_seeds - 1] * (-num_seeds % mesh.size)
 
 
 @functools.cache
@@ -92,7 +93,7 @@ def _compiled_init(mesh: Mesh) -> Any:
         def many(algorithm, environment, keys):
             return jax.lax.map(lambda key: fused.init(algorithm, environment, key, total_timesteps), keys)
 
-        return _sharded(many, mesh)(algorithm, environment, keys)
+        return sharded(many, mesh)(algorithm, environment, keys)
 
     return jax.jit(init, static_argnums=3, compiler_options=compiler_options())
 
@@ -106,12 +107,13 @@ def _compiled_advance(mesh: Mesh, layout: Layout) -> Any:
 
             return jax.lax.map(one, states) if layout == "map" else side_by_side(one, states)
 
-        return _sharded(many, mesh)(algorithm, environment, states)
+        return sharded(many, mesh)(algorithm, environment, states)
 
     return jax.jit(advance, static_argnums=3, donate_argnums=2, compiler_options=compiler_options())
 
 
-def _sharded(function: Any, mesh: Mesh) -> Any:
+def sharded(function: Any, mesh: Mesh) -> Any:
+    """A function of algorithm, environment, and keys or states of many seeds, these spread over the devices."""
     return jax.shard_map(function, mesh=mesh, in_specs=(P(), P(), P("seeds")), out_specs=P("seeds"), check_vma=False)
 
 
