@@ -176,6 +176,11 @@ class DQN(Algorithm):
         require(end is None or end >= 0, "learning_rate_end", end, "0 or more, or None")
         positive = all(size >= 1 for size in self.hidden_sizes)
         require(positive, "hidden_sizes", self.hidden_sizes, "a list of positive numbers")
+        if self.dueling and self.network is not None:
+            raise InvalidSetting(
+                "dueling (--dueling) shapes the built-in network, and this DQN was given a network of its own. Leave "
+                "dueling out, and let that network have the two heads (treadle.networks.DuelingQNetwork)."
+            )
         if spec is not None:
             self._check_spaces(spec)
 

@@ -1,0 +1,112 @@
+"""Every option of DQN with every other: the runs of docs/composition.md, trained."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import itertools
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import gymnasium
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from probes import PROBES
+from treadle import DQN
+from treadle.errors import InvalidSetting
+from treadle.loops.choose import make_trainer
+from treadle.loops.rollout import make_spec
+
+_spec: Any = importlib.util.spec_from_file_location(
+    "composition", Path(__file__).resolve().parent.parent / "docs" / "composition.py"
+)
+composition = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(composition)
+
+RUNS = composition.runs()
+CORRIDOR = next(probe for probe in PROBES if "corridor" in probe.name)
+PLAIN = DQN(
+    learning_rate=3e-3,
+    gamma=0.8,
+    batch_size=32,
+    capacity=1_000,
+    learning_starts=100,
+    target_update_period=20,
+    epsilon_end=0.5,
+    hidden_sizes=(32,),
+)
+STEPS = 4_000
+
+
+class Corridor(gymnasium.Env):
+    """The corridor in Gymnasium."""
+
+    observation_space = gymnasium.spaces.Box(-1.0, 1.0, (4,), np.float32)
+    action_space = gymnasium.spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self._cell = int(self.np_random.integers(3))
+        return np.eye(4, dtype=np.float32)[self._cell], {}
+
+    def step(self, action):
+        self._cell = min(max(self._cell + 2 * int(action) - 1, 0), 3)
+        arrived = self._cell == 3
+        return np.eye(4, dtype=np.float32)[self._cell], float(arrived), arrived, False, {}
+
+
+def corridor() -> gymnasium.Env:
+    return gymnasium.wrappers.TimeLimit(Corridor(), 20)
+
+
+def trained(run: tuple[Any, ...]) -> Any:
+    """A trainer that has made the run."""
+    names = {option.name for option in run}
+    algorithm = dataclasses.replace(PLAIN, **{k: v for option in run for k, v in option.settings.items()})
+    if composition.OWN_NETWORK in names:
+        algorithm = dataclasses.replace(algorithm, network=eqx.nn.MLP(4, 2, 32, 1, key=jax.random.key(0)))
+    environment = corridor if composition.HOST in names else CORRIDOR.environment
+    trainer = make_trainer(algorithm, environment, STEPS, num_seeds=2 if composition.SEEDS in names else 1)
+    trainer.advance(STEPS // algorithm.train_frequency)
+    return trainer
+
+
+@pytest.mark.parametrize("run", RUNS, ids=[str(number) for number in range(1, 1 + len(RUNS))])
+def test_options_that_are_set_together_learn_together(run):
+    """The values of n-step returns are those of the policy that acts, which is random half of the time; what is best
+    stays best, and no value may exceed the best policy's."""
+    trainer = trained(run)
+    obs, values = CORRIDOR.values(PLAIN.gamma)
+    for seed in range(trainer.num_seeds):
+        state = jax.tree.map(lambda x, seed=seed: x[seed], trainer.state.algorithm)
+        q = np.asarray(jax.vmap(state.network)(jnp.asarray(obs, jnp.float32)))
+        np.testing.assert_array_equal(q.argmax(axis=1), values.argmax(axis=1))
+        assert (q < values + 0.12).all()
+        if not any("returns" in option.name for option in run):
+            np.testing.assert_allclose(q, values, atol=0.15)
+
+
+def test_the_runs_cover_every_pair():
+    sets = [{option.name for option in run} for run in RUNS]
+    for a, b in itertools.combinations(composition.OPTIONS, 2):
+        seen = {(a.name in names, b.name in names) for names in sets}
+        assert seen == set(itertools.product((True, False), repeat=2)) - ({(True, True)} - _both(a, b))
+
+
+def _both(a: Any, b: Any) -> set[tuple[bool, bool]]:
+    return {(True, True)} if composition.composes(a, b) else set()
+
+
+def test_the_page_is_what_the_script_writes():
+    assert composition.PAGE.read_text() == composition.page()
+
+
+def test_what_is_refused_is_refused_in_a_sentence():
+    assert list(composition.REFUSED) == [frozenset({"dueling heads", composition.OWN_NETWORK})]
+    own = eqx.nn.MLP(4, 2, 32, 1, key=jax.random.key(0))
+    with pytest.raises(InvalidSetting, match=r"dueling \(--dueling\) shapes the built-in network"):
+        DQN(dueling=True, network=own).check(make_spec(PLAIN, CORRIDOR.environment, 1))
