@@ -18,6 +18,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "results.md"
+SCORED = ROOT / "docs" / "results.json"
+"""What was found of each row, from which the page is written."""
 RUNS = ROOT / "runs" / "results"
 TREADLE = str(Path(sys.executable).parent / "treadle")
 
@@ -107,7 +109,7 @@ def score(row: Row) -> dict:
     evaluation = json.loads((folder / "evaluation.json").read_text())
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=ROOT)
     return {
-        **evaluation,
+        **{name: evaluation[name] for name in ("step", "summary", "per_seed")},
         "command": " ".join(["treadle", *command[:-1]]),
         "commit": commit.stdout.strip(),
         "seconds": seconds,
@@ -157,13 +159,12 @@ def main() -> int:
     if options.only and options.only not in names:
         print(f"There is no row '{options.only}'; there is: {', '.join(names)}.", file=sys.stderr)
         return 2
-    kept = RUNS / "scored.json"
-    scored = json.loads(kept.read_text()) if kept.exists() else {}
+    scored = json.loads(SCORED.read_text())
     for row in ROWS:
         if options.only in (None, row.name):
-            scored[row.name] = score(row)
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            kept.write_text(json.dumps(scored, indent=1))
+            found = score(row)
+            scored = json.loads(SCORED.read_text()) | {row.name: found}
+            SCORED.write_text(json.dumps(scored, indent=1) + "\n")
     PAGE.write_text(page(scored))
     print(f"Written to {PAGE.relative_to(ROOT)}.")
     return 0
