@@ -146,6 +146,8 @@ PRESET = settings.preset("dqn", "CartPole-v1")
                 "--preset NAME",
                 "--seeds",
                 "--time-limit",
+                "--save-data",
+                "--data {None}|STR",
                 "--import FILE.py",
             ],
         ),

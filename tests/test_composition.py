@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 
 from probes import PROBES
-from treadle import DQN
+from treadle import DQN, Dataset
 from treadle.errors import InvalidSetting
-from treadle.loops.choose import make_trainer
+from treadle.loops.choose import make_offline_trainer, make_trainer
 from treadle.loops.rollout import make_spec
 
 _spec: Any = importlib.util.spec_from_file_location(
@@ -63,23 +63,43 @@ def corridor() -> gymnasium.Env:
     return gymnasium.wrappers.TimeLimit(Corridor(), 20)
 
 
-def trained(run: tuple[Any, ...]) -> Any:
+@pytest.fixture(scope="module")
+def data() -> Dataset:
+    """What a random policy sees in the corridor."""
+    env, rows = corridor(), []
+    rng = np.random.default_rng(0)
+    obs, _ = env.reset(seed=0)
+    for _ in range(STEPS):
+        action = int(rng.integers(2))
+        next_obs, reward, terminated, truncated, _ = env.step(action)
+        rows.append((obs, action, reward, next_obs, terminated, truncated))
+        obs = env.reset()[0] if terminated or truncated else next_obs
+    names = ("obs", "action", "reward", "next_obs", "terminated", "truncated")
+    columns: Any = {name: np.array(column) for name, column in zip(names, zip(*rows, strict=True), strict=True)}
+    return Dataset(**columns)
+
+
+def trained(run: tuple[Any, ...], data: Dataset) -> Any:
     """A trainer that has made the run."""
     names = {option.name for option in run}
     algorithm = dataclasses.replace(PLAIN, **{k: v for option in run for k, v in option.settings.items()})
     if composition.OWN_NETWORK in names:
         algorithm = dataclasses.replace(algorithm, network=eqx.nn.MLP(4, 2, 32, 1, key=jax.random.key(0)))
-    environment = corridor if composition.HOST in names else CORRIDOR.environment
-    trainer = make_trainer(algorithm, environment, STEPS, num_seeds=2 if composition.SEEDS in names else 1)
+    seeds = 2 if composition.SEEDS in names else 1
+    if composition.DATA in names:
+        trainer = make_offline_trainer(algorithm, CORRIDOR.environment, data, STEPS, num_seeds=seeds)
+    else:
+        environment = corridor if composition.HOST in names else CORRIDOR.environment
+        trainer = make_trainer(algorithm, environment, STEPS, num_seeds=seeds)
     trainer.advance(STEPS // algorithm.train_frequency)
     return trainer
 
 
 @pytest.mark.parametrize("run", RUNS, ids=[str(number) for number in range(1, 1 + len(RUNS))])
-def test_options_that_are_set_together_learn_together(run):
+def test_options_that_are_set_together_learn_together(run, data):
     """The values of n-step returns are those of the policy that acts, which is random half of the time; what is best
     stays best, and no value may exceed the best policy's."""
-    trainer = trained(run)
+    trainer = trained(run, data)
     obs, values = CORRIDOR.values(PLAIN.gamma)
     for seed in range(trainer.num_seeds):
         state = jax.tree.map(lambda x, seed=seed: x[seed], trainer.state.algorithm)

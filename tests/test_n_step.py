@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from treadle import DQN
+from treadle import DQN, CartPole
+from treadle.loops.seeds import FusedSeeds
 from treadle.registry import as_float32
 from treadle.spaces import Box, Discrete
 from treadle.types import Transition, space_spec
@@ -87,3 +88,18 @@ def test_no_return_reaches_from_episodes_that_were_cut_off_into_those_that_begin
     algorithm = as_float32(dataclasses.replace(PLAIN, n_step=3, train_frequency=4, capacity=500))
     assert stored(algorithm, stream(1), (20, 40)) == expected(stream(1), 3, (20, 40))
     assert expected(stream(1), 3, (20, 40)) != expected(stream(1), 3)
+
+
+def test_seeds_side_by_side_are_seeds_in_turn():
+    """What waits for more rows is the same in all seeds, so that memory's counters are theirs in common."""
+    algorithm = as_float32(
+        DQN(n_step=3, prioritized=True, learning_starts=4, batch_size=4, capacity=7, hidden_sizes=())
+    )
+    both = [
+        FusedSeeds(algorithm, as_float32(CartPole()), 400, num_seeds=3, layout=layout) for layout in ("map", "vmap")
+    ]
+    for trainer in both:
+        trainer.advance(20)
+    first, second = (trainer.state.algorithm for trainer in both)
+    np.testing.assert_array_equal(first.memory.ring.position.value, second.memory.ring.position.value)
+    np.testing.assert_allclose(first.network.vector, second.network.vector, atol=1e-5)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from treadle.algorithms.sarsa import Sarsa
     from treadle.algorithms.sarsa_lambda import SarsaLambda
     from treadle.algorithms.td_lambda import TD0, TDLambda
+    from treadle.dataset import Dataset
     from treadle.environments.acrobot import Acrobot
     from treadle.environments.cartpole import CartPole
     from treadle.environments.cliff_walking import CliffWalking
@@ -47,6 +48,7 @@ __all__ = [
     "Box",
     "CartPole",
     "CliffWalking",
+    "Dataset",
     "Discrete",
     "DynaQ",
     "ExpectedSarsa",
@@ -76,6 +78,7 @@ _HOMES = {
     "CartPole": "environments.cartpole",
     "CliffWalking": "environments.cliff_walking",
     "DQN": "algorithms.dqn",
+    "Dataset": "dataset",
     "Discrete": "spaces",
     "DynaQ": "algorithms.dyna_q",
     "ExpectedSarsa": "algorithms.expected_sarsa",

@@ -12,14 +12,24 @@ from jaxtyping import PyTree
 
 from treadle import checkpoint, records, registry, settings, spaces
 from treadle.algorithms.base import Algorithm
+from treadle.dataset import Dataset
 from treadle.environments.gymnasium import GymnasiumEnvironments
 from treadle.environments.wrappers import Task, Wrappers, wrap
 from treadle.errors import InvalidSetting, TreadleError
 from treadle.loops import evaluate as evaluation
-from treadle.loops.choose import LoopName, Trainer, check_timesteps, evaluation_environment, is_made, make_trainer
+from treadle.loops.choose import (
+    LoopName,
+    Trainer,
+    check_timesteps,
+    evaluation_environment,
+    is_made,
+    make_offline_trainer,
+    make_trainer,
+)
 from treadle.loops.evaluate import Evaluation
 from treadle.loops.execution import compile_small
 from treadle.loops.host import HostSeeds
+from treadle.loops.offline import OfflineSeeds
 from treadle.loops.seeding import purpose, seed_key
 from treadle.registry import as_float32
 from treadle.run import Chunks
@@ -61,15 +71,45 @@ class Agent:
         Schedules given as fractions are laid out over the steps of the first call, and go on from where they are in
         a second. Raises `NonFinite` when a metric becomes NaN or infinite.
         """
-        if self._trainer is None:
-            if self._policy is not None:
-                raise TreadleError(
-                    "this agent was loaded from a file that keeps what acting needs, not what learning needs. Train "
-                    "a new one, or continue a run from its folder with `treadle resume`."
-                )
-            self._trainer = make_trainer(self.algorithm, self.environment, total_timesteps, self.seed, 1, self.loop)
+        self._check_can_learn()
+        if self._trainer is None or isinstance(self._trainer, OfflineSeeds):
+            fresh = make_trainer(self.algorithm, self.environment, total_timesteps, self.seed, 1, self.loop)
+            self._trainer = self._continued(fresh)
         check_timesteps(total_timesteps)
-        trainer = self._trainer
+        return self._advance(self._trainer, total_timesteps)
+
+    def learn_from(self, data: Dataset | str | Path, total_timesteps: int) -> Agent:
+        """Learn from stored transitions, or from a file of them, without acting: `total_timesteps` rows more, the data
+        gone over as often as that takes. Returns the agent itself, which may `learn` in its environment afterwards.
+
+        Raises `DatasetError` for data that is damaged or of another environment, `InvalidSetting` for methods that
+        cannot learn from what another policy did, and what `learn` does.
+        """
+        self._check_can_learn()
+        data = data if isinstance(data, Dataset) else Dataset.load(data)
+        fresh = make_offline_trainer(self.algorithm, self.environment, data, total_timesteps, self.seed, loop=self.loop)
+        self._trainer = self._continued(fresh)
+        return self._advance(self._trainer, total_timesteps)
+
+    def _check_can_learn(self) -> None:
+        if self._trainer is None and self._policy is not None:
+            raise TreadleError(
+                "this agent was loaded from a file that keeps what acting needs, not what learning needs. Train "
+                "a new one, or continue a run from its folder with `treadle resume`."
+            )
+
+    def _continued(self, fresh: Trainer) -> Trainer:
+        """A new trainer, which goes on with what was learned in the former."""
+        if self._trainer is not None:
+            former: Any = self._trainer.state
+            learned = jax.vmap(self._trainer.algorithm.begin_episodes)(former.algorithm)
+            state: Any = fresh.state
+            fresh.restore(state._replace(algorithm=learned, updates=former.updates))
+            if not is_made(self.environment):
+                self._trainer.close()
+        return fresh
+
+    def _advance(self, trainer: Trainer, total_timesteps: int) -> Agent:
         per_update = self.algorithm.num_steps * self.algorithm.num_envs
         plan = Chunks(total_timesteps, per_update, host=not trainer.exact_resume)
         done = 0

@@ -84,6 +84,7 @@ def _dispatch(argv: list[str]) -> int:
 
 def _train(argv: list[str]) -> None:
     from treadle import registry, settings
+    from treadle.dataset import Dataset
     from treadle.environments.wrappers import Task, Wrappers
     from treadle.loops.execution import tune_cpu
     from treadle.run import Run, RunConfig, check_room, start
@@ -117,12 +118,15 @@ def _train(argv: list[str]) -> None:
     wrappers.check()
     check_room(config)
     tune_cpu()
-    trainer = start(configured, Task(environment, wrappers), config)
+    data = None if config.data is None else Dataset.load(config.data)
+    trainer = start(configured, Task(environment, wrappers), config, data)
     watch = _watch(trainer, pace)
     command, label = ["treadle", "train", *argv], preset.name if preset else None
     run = Run.create(algorithm, environment, configured, config, command, label, imports, wrappers)
     if preset:
         print(f"Settings: preset '{preset.name}' for {algorithm} in {environment} ({preset.about}).")
+    if data is not None:
+        print(f"Data: {config.data}: {data}.")
     _go(run, trainer, 0, watch)
 
 
@@ -138,6 +142,8 @@ def _go(run: Any, trainer: Any, step: int, watch: Any) -> None:
         training.train(run, trainer, step, progress, watch)
     finally:
         trainer.close()
+    if run.config.save_data is not None:
+        print(f"Transitions: {run.config.save_data}")
 
 
 def _resume(argv: list[str]) -> None:
@@ -149,6 +155,7 @@ def _resume(argv: list[str]) -> None:
     _add_import(parser)
     options = parser.parse_args(argv)
 
+    from treadle import recording
     from treadle.loops.execution import tune_cpu
     from treadle.run import Run
 
@@ -161,12 +168,17 @@ def _resume(argv: list[str]) -> None:
     tune_cpu()
     trainer = run.trainer()
     step = run.restore(trainer, Path(options.checkpoint) if options.checkpoint else None)
+    if step >= config.total_timesteps and recording.is_unfinished(run):
+        recording.put_together(run, trainer.spec, step)
+        return print(f"The run had finished. Transitions: {config.save_data}")
     if step >= config.total_timesteps:
         raise TreadleError(
             f"{run.folder} is at step {step:,} of {config.total_timesteps:,}, so nothing is left to do. To train it "
             f"further: {run.resume_command} --total-timesteps {2 * step}"
         )
     watch = _watch(trainer, _pace(options))
+    if config.save_data is not None:
+        recording.check(run, step)
     command = shlex.join(["treadle", "resume", *argv])
     dropped = run.forget_after(step)
     run.save_info(config=dataclasses.asdict(config), resumed=[*run.info["resumed"], {"command": command, "step": step}])

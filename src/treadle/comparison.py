@@ -182,6 +182,9 @@ def _common_task(runs: list[Run]) -> str:
 
 def _unlike_training(runs: list[Run]) -> str | None:
     """Why returns in training are of different things, though evaluation is not."""
+    without = [str(run.folder) for run in runs if run.config.data is not None]
+    if without:
+        return f"{' and '.join(without)} learned from stored transitions, without episodes in training"
     environments = list(dict.fromkeys(run.info["environment"] for run in runs))
     if len(environments) > 1:
         return f"the runs were trained in different environments ({', '.join(environments)})"
@@ -192,7 +195,10 @@ def _unlike_training(runs: list[Run]) -> str | None:
 def _labels(runs: list[Run]) -> list[str]:
     """What tells the runs apart: the algorithm, the settings in which it differs, or else the folder's name."""
     algorithms = [run.info["algorithm"] for run in runs]
-    settings = [{"environment": r.info["environment"], **r.info["wrappers"], **r.info["settings"]} for r in runs]
+    settings = [
+        {"environment": r.info["environment"], "data": _source(r), **r.info["wrappers"], **r.info["settings"]}
+        for r in runs
+    ]
     labels = []
     for algorithm, own in zip(algorithms, settings, strict=True):
         kin = [s for a, s in zip(algorithms, settings, strict=True) if a == algorithm]
@@ -206,6 +212,10 @@ def _labels(runs: list[Run]) -> list[str]:
         if count[labels[i]] > 1 or not 0 < len(labels[i]) <= LONGEST_LABEL:
             labels[i] = run.folder.resolve().name
     return labels if len(set(labels)) == len(labels) else [str(run.folder) for run in runs]
+
+
+def _source(run: Run) -> str:
+    return "its own" if run.config.data is None else Path(run.config.data).name
 
 
 def _value(value: Any) -> str:

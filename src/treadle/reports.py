@@ -28,6 +28,8 @@ from treadle.scene import Scene
 EVALUATION_ENVIRONMENTS = 10
 LONGEST_DRAWING = 1_000
 GYMNASIUM_FRAME_SECONDS = 0.02
+ERRORS = ("loss", "td_error", "error")
+"""Metrics of which one is drawn where there are no episodes."""
 
 
 def evaluate(
@@ -41,7 +43,7 @@ def evaluate(
     require(0 <= seed < 2**31, "seed", seed, "between 0 and 2^31 - 1")
     if render is not None and not render.lower().endswith((".gif", ".png")):
         raise InvalidSetting(f"--render was given {render}; it must name a .gif file, or a .png file for a film strip.")
-    trainer = run.trainer()
+    trainer = run.trainer(to_learn=False)
     step = run.restore(trainer, checkpoint)
     # Before the episodes are played, since it may be impossible.
     drawn = _drawn_world(run.task) if render else None
@@ -165,15 +167,36 @@ def _drawn_world(environment: Any) -> Environment | GymnasiumEnvironments:
 
 
 def plot(run: Run, path: Path | None = None) -> Path:
-    """Draw the learning curve from the episodes of training."""
+    """Draw the learning curve from the episodes of training, or, where it learned from stored transitions, the error
+    over the rows."""
     records = metrics.read(run.folder)
     target = path or run.folder / "figures" / "learning_curve.png"
+    if run.config.data is not None:
+        return _plot_error(run, records, target)
     if not any("episode_return" in record for record in records):
         raise TreadleError(f"{run.folder} has no finished episode yet, so there is nothing to draw.")
     curves = study.learning_curves(records)
     seeds = "1 seed" if run.config.seeds == 1 else f"{run.config.seeds} seeds"
     title = f"{run.info['algorithm']} in {run.info['environment']}, {seeds}"
     return study.plot_learning_curve(curves, target, title)
+
+
+def _plot_error(run: Run, records: list[dict[str, Any]], target: Path) -> Path:
+    name = next((name for name in ERRORS if any(record.get(name) is not None for record in records)), None)
+    if name is None:
+        raise TreadleError(
+            f"{run.folder} learned from stored transitions, so that it has no episodes of its own, and it has no "
+            f"{' or '.join(ERRORS)} yet: there is nothing to draw. How good it is: treadle evaluate {run.folder}"
+        )
+    figure = figures.new_figure()
+    axes = figure.subplots()
+    for seed in range(run.config.seeds):
+        own = [(r["step"], r[name]) for r in records if r["seed"] == seed and r.get(name) is not None]
+        axes.plot(*zip(*own, strict=True), color=figures.BLUE, alpha=0.7, linewidth=1.2)
+    seeds = "1 seed" if run.config.seeds == 1 else f"{run.config.seeds} seeds"
+    title = f"{run.info['algorithm']} in {run.info['environment']}, from stored transitions, {seeds}"
+    figures.dress(axes, title, "rows of the data", name.replace("_", " "))
+    return figures.save(figure, target)
 
 
 def plot_table(run: Run) -> Path | None:
@@ -185,7 +208,7 @@ def plot_table(run: Run) -> Path | None:
         return None
     if run.info["algorithm"] not in registry.algorithms:  # one of the user's own, which this command does not import
         return None
-    trainer = run.trainer()
+    trainer = run.trainer(to_learn=False)
     run.restore(trainer)
     q = getattr(trainer.state.algorithm, "q", None)
     trainer.close()

@@ -10,21 +10,25 @@ import platform
 import shlex
 import shutil
 import time
+import uuid
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from treadle import __version__, checkpoint, metrics, records, registry, settings
+from treadle import __version__, checkpoint, metrics, recording, records, registry, settings
 from treadle.algorithms.base import Algorithm, require
+from treadle.dataset import Dataset, checksum
 from treadle.environments.gymnasium import counterpart
 from treadle.environments.wrappers import Task, Wrappers
 from treadle.errors import InvalidSetting, TreadleError
 from treadle.files import replacing
-from treadle.loops.choose import LoopName, Trainer, make_trainer
+from treadle.loops.choose import LoopName, Trainer, make_offline_trainer, make_trainer
 
 FORMAT = 1
 KEPT_CHECKPOINTS = 2
-CONTENTS = ("run.json", "metrics.jsonl", "evaluation.json", "tensorboard", "checkpoints", "figures")
+LARGEST_CHUNK = 20_000
+"""Environment steps in one call of the fused loop."""
+CONTENTS = ("run.json", "metrics.jsonl", "evaluation.json", "tensorboard", "checkpoints", "figures", recording.FOLDER)
 """What Treadle puts into a run's folder; replacing a run leaves everything else there."""
 
 
@@ -43,9 +47,13 @@ class RunConfig:
     out: str | None = None
     """The run's folder; runs/ALGORITHM-ENVIRONMENT-TIME unless given."""
     overwrite: bool = False
-    """Replace the run in the folder, if there is one."""
+    """Replace the run in the folder, if there is one, and the file of --save-data."""
     checkpoint_period: int | None = None
     """Environment steps between two checkpoints; every 30 seconds unless given. There is always one at the end."""
+    save_data: str | None = None
+    """A file, such as cartpole.safetensors, for every transition of the run, to be learned from with --data."""
+    data: str | None = None
+    """A file of transitions to learn from, of --save-data or of your own, instead of acting; a step is a row of it."""
 
     def check(self) -> None:
         """Raise `InvalidSetting` for a value outside its range."""
@@ -55,6 +63,11 @@ class RunConfig:
         require(0 <= self.seed <= last, "seed", self.seed, "between 0 and 2^31 - 1")
         period = self.checkpoint_period
         require(period is None or period >= 1, "checkpoint_period", period, "at least 1")
+        if self.data is not None and self.save_data is not None:
+            raise InvalidSetting(
+                "--save-data keeps what a run sees in its environment, and with --data it does not act there. Leave "
+                "one of them out."
+            )
 
 
 class Run:
@@ -83,6 +96,14 @@ class Run:
         config.check()
         folder = Path(config.out) if config.out else _fresh_folder(algorithm, environment)
         check_room(config)
+        # Whoever resumes may stand in another folder.
+        files = {name: getattr(config, name) for name in ("save_data", "data")}
+        absolute = {name: file and str(Path(file).absolute()) for name, file in files.items()}
+        config = dataclasses.replace(config, **absolute)
+        if config.save_data == str((folder / recording.FOLDER).absolute()):
+            raise TreadleError(
+                f"{config.save_data} is where a run keeps its transitions until its end: give another file."
+            )
         info = {
             "format": FORMAT,
             "command": shlex.join(command) if command else None,
@@ -99,6 +120,10 @@ class Run:
             "step": 0,
             "wall_seconds": 0.0,
         }
+        if config.save_data is not None:
+            info["recording"] = uuid.uuid4().hex
+        if config.data is not None:
+            info["data_checksum"] = checksum(Path(config.data))
         run, is_new = cls(folder, info), not folder.exists()
         try:
             for name in CONTENTS:
@@ -173,9 +198,26 @@ class Run:
         self.info.update(changes)
         write_whole(self.folder / "run.json", json.dumps(self.info, indent=2) + "\n")
 
-    def trainer(self) -> Trainer:
-        """The loop that serves this run, at its start."""
-        return start(self.algorithm(), self.task, self.config)
+    def trainer(self, to_learn: bool = True) -> Trainer:
+        """The loop that serves this run, at its start. One that is not `to_learn` needs no stored transitions.
+
+        Raises `TreadleError` where those that the run learns from are gone or have changed.
+        """
+        data = self._data(Path(self.config.data)) if to_learn and self.config.data is not None else None
+        return start(self.algorithm(), self.task, self.config, data)
+
+    def _data(self, path: Path) -> Dataset:
+        if not path.exists():
+            raise TreadleError(
+                f"{self.folder} learns from the transitions in {path}, which is no longer there. Put it back (a link "
+                f"will do), and go on: {self.resume_command}"
+            )
+        if checksum(path) != self.info["data_checksum"]:
+            raise TreadleError(
+                f"{path} has changed since {self.folder} began to learn from it. Put the former file back, or start "
+                f"anew: {self.info['command']}"
+            )
+        return Dataset.load(path)
 
     def checkpoints(self) -> list[Path]:
         """Oldest first; files that carry other names are none of them."""
@@ -233,23 +275,31 @@ class Run:
                 )
 
     def forget_after(self, step: int) -> bool:
-        """Remove the checkpoints and metrics past `step`, so that a run that goes on from there has each once; whether
-        there were checkpoints to remove."""
+        """Remove the checkpoints, transitions and metrics past `step`, so that a run that goes on from there has each
+        once; whether there were checkpoints to remove."""
         later = [path for path in self.checkpoints() if step_of(path) > step]
         # Before the metrics: stopped in between, the run goes on from a checkpoint that has all of its metrics.
         for path in later:
             _remove(path)
+        if self.config.save_data is not None:
+            recording.forget_after(self, step)
         metrics.drop_after(self.folder, step)
         return bool(later)
 
 
-def start(algorithm: Algorithm, environment: str | Task, config: RunConfig) -> Trainer:
-    """The loop that serves, at its start."""
-    return make_trainer(algorithm, environment, config.total_timesteps, config.seed, config.seeds, config.loop)
+def start(algorithm: Algorithm, environment: str | Task, config: RunConfig, data: Dataset | None = None) -> Trainer:
+    """The loop that serves, at its start; `data` is what the configured file holds, if it is to learn from that."""
+    steps, seed, seeds = config.total_timesteps, config.seed, config.seeds
+    if config.data is not None:
+        return make_offline_trainer(algorithm, environment, data, steps, seed, seeds, config.loop)
+    return make_trainer(algorithm, environment, steps, seed, seeds, config.loop, config.save_data is not None)
 
 
 def check_room(config: RunConfig) -> None:
-    """Raise `TreadleError` unless the configured folder is free, or holds a run that may be replaced."""
+    """Raise `TreadleError` unless the configured folder is free, or holds a run that may be replaced, and likewise the
+    file for its transitions."""
+    if config.save_data is not None:
+        recording.check_target(config.save_data, config.overwrite)
     if config.out is None:
         return
     folder = Path(config.out)
@@ -284,7 +334,7 @@ class Chunks:
     depends on the whole run only, so that a resumed run goes through the same programs.
     """
 
-    def __init__(self, total_timesteps: int, per_update: int, host: bool, largest: int = 20_000):
+    def __init__(self, total_timesteps: int, per_update: int, host: bool, largest: int = LARGEST_CHUNK):
         updates = -(-total_timesteps // per_update)
         self.per_update, self.total_steps = per_update, updates * per_update
         wanted = max(1, min(updates // 50, (500 if host else largest) // per_update))
@@ -345,6 +395,9 @@ def _read_info(folder: Path) -> dict[str, Any] | None:
         value = info["config"].get(name)
         if name not in known or not isinstance(value, _KINDS[str(known[name].type)]):
             raise _damaged(folder, f"'{name}' in its config is {value!r}")
+    for name, needed in (("save_data", "recording"), ("data", "data_checksum")):
+        if info["config"].get(name) is not None and not isinstance(info.get(needed), str):
+            raise _damaged(folder, f"'{needed}' is {info.get(needed)!r}")
     try:
         info["wrappers"] = _wrappers(info)
         Wrappers(**info["wrappers"]).check()

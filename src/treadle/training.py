@@ -16,10 +16,13 @@ from treadle.errors import InvalidSetting, NonFinite, TreadleError
 from treadle.loops.choose import Trainer
 from treadle.loops.fused import Record
 from treadle.progress import Progress
-from treadle.run import Chunks, Run, step_of
+from treadle.recording import Recording
+from treadle.run import LARGEST_CHUNK, Chunks, Run, step_of
 from treadle.watch import Watch
 
 CHECKPOINT_SECONDS = 30.0
+CHUNK_BYTES = 1 << 28
+"""Of transitions that are kept, no more are fetched from the device at once."""
 
 
 class Interrupted(TreadleError):
@@ -88,7 +91,8 @@ class _Session:
     def __init__(self, run: Run, trainer: Trainer, step: int, shown: Progress, watch: Watch | None):
         self.run, self.trainer, self.shown, self.step, self.watch = run, trainer, shown, step, watch
         self.per_update = trainer.algorithm.num_steps * trainer.algorithm.num_envs
-        self.plan = Chunks(run.config.total_timesteps, self.per_update, host=not trainer.exact_resume)
+        self.recording = Recording(run, trainer.spec, step) if run.config.save_data is not None else None
+        self.plan = Chunks(run.config.total_timesteps, self.per_update, not trainer.exact_resume, self._most_steps())
         self.began, self.before = time.monotonic(), float(run.info["wall_seconds"])
         self.saved_at, self.saved_step = self.began, step
         self.compiled: set[int] = set()
@@ -104,10 +108,14 @@ class _Session:
                 if self.step >= total or signals.received or self._is_due():
                     self._save()
                 if signals.received and self.step < total:
+                    later = f"; {self.run.config.save_data} is written at the run's end" if self.recording else ""
                     raise Interrupted(
-                        f"stopped at step {self.step:,} of {total:,} and saved. Go on with: {self.run.resume_command}",
+                        f"stopped at step {self.step:,} of {total:,} and saved{later}. Go on with: "
+                        f"{self.run.resume_command}",
                         signals.received,
                     )
+        if self.recording is not None:
+            self.recording.finish()
 
     def kept(self) -> str:
         found = self.run.checkpoints()
@@ -123,7 +131,12 @@ class _Session:
                 record = self.trainer.advance(count)
         writer.write(records.lines(record, self.step, self.per_update, self._seconds()))
         self.step += count * self.per_update
-        self.shown.update(min(self.step, self.run.config.total_timesteps), records.summary(record))
+        if self.recording is not None and record.data is not None:
+            self.recording.add(record.data, self.step)
+        summary = records.summary(record)
+        if self.run.config.data is not None:  # no episode will ever end
+            del summary["return"]
+        self.shown.update(min(self.step, self.run.config.total_timesteps), summary)
 
     def _watched(self, watch: Watch, count: int, signals: _Signals) -> tuple[Record, int]:
         """A chunk one update at a time, or as much of it as there is before a signal, and how many updates that was."""
@@ -133,6 +146,13 @@ class _Session:
             records.check(part, self.step + len(parts) * self.per_update, self.per_update)
             parts.append(part)
         return _joined(parts, is_summed=not self.trainer.exact_resume), len(parts)
+
+    def _most_steps(self) -> int:
+        """Of a chunk of the fused loop."""
+        if self.recording is None:
+            return LARGEST_CHUNK
+        row = sum(x.nbytes for x in jax.tree.leaves(self.trainer.spec.example))
+        return min(LARGEST_CHUNK, max(1, CHUNK_BYTES // (row * self.run.config.seeds)))
 
     def _seconds(self) -> float:
         return self.before + time.monotonic() - self.began
@@ -144,6 +164,8 @@ class _Session:
         return self.step // period > self.saved_step // period
 
     def _save(self) -> None:
+        if self.recording is not None:
+            self.recording.flush()
         self.run.save_checkpoint(self.trainer, self.step)
         self.saved_at, self.saved_step = time.monotonic(), self.step
         self.run.save_info(step=self.step, wall_seconds=self._seconds())

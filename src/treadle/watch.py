@@ -12,10 +12,11 @@ import numpy as np
 
 from treadle import drawing, records, registry
 from treadle.algorithms.base import require
-from treadle.errors import TreadleError
+from treadle.errors import InvalidSetting, TreadleError
 from treadle.loops.choose import Trainer
 from treadle.loops.fused import Record
 from treadle.loops.host import HostSeeds
+from treadle.loops.offline import OfflineSeeds
 from treadle.loops.preview import next_round
 from treadle.loops.seeds import FusedSeeds
 from treadle.progress import number
@@ -59,6 +60,11 @@ class Watch:
         sleep: Callable[[float], None] = time.sleep,
     ):
         require(frames_per_second > 0, "watch_pace", frames_per_second, "more than 0")
+        if isinstance(trainer, OfflineSeeds):
+            raise InvalidSetting(
+                "--watch shows a learner that acts, and from stored data (--data) it learns without acting. Draw an "
+                "episode afterwards: treadle evaluate RUN --render FILE.gif."
+            )
         self._source = _HostSource(trainer) if isinstance(trainer, HostSeeds) else _FusedSource(trainer)
         self._stride = trainer.spec.num_envs
         self._period, self._clock, self._sleep = 1 / frames_per_second, clock, sleep

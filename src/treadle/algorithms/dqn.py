@@ -34,6 +34,8 @@ class DQNState(NamedTuple):
     memory: Any
     recent: Transition
     """The last `n_step - 1` rows, which wait for those that complete their returns."""
+    waiting: Counter
+    """How many of them there are."""
     running_max_q: Float[Array, ""]
     """A running mean of `max_a Q(s, a)` where actions were chosen, by which over-estimation shows."""
     step: Counter
@@ -224,6 +226,7 @@ class DQN(Algorithm):
             opt_state=optimise.start(self.gradient_rule, network),
             memory=self.memory.init(example),
             recent=jax.tree.map(lambda x: jnp.zeros((self.n_step - 1, spec.num_envs, *x.shape), x.dtype), waiting),
+            waiting=Counter.zero(),
             running_max_q=jnp.zeros(()),
             step=Counter.zero(),
             total_timesteps=jnp.asarray(spec.total_timesteps, jnp.int32),
@@ -245,7 +248,7 @@ class DQN(Algorithm):
         """Store the rollout; once `learning_starts` is passed, take `gradient_steps` on replayed batches; move the
         target network when its period has passed."""
         step = state.step.add(rollout.reward.size if rollout.valid is None else jnp.sum(rollout.valid))
-        rows, recent = self.with_n_steps(state.recent, rollout)
+        rows, recent = self.with_n_steps(state, rollout)
         replay = self.memory_at(state)
         memory = replay.add(state.memory, rows)
         learning_rate = self.learning_rate_at(state)
@@ -282,6 +285,7 @@ class DQN(Algorithm):
             opt_state=opt_state,
             memory=replay.update_priorities(memory, indices.ravel(), td_errors.ravel()),
             recent=recent,
+            waiting=Counter(jnp.minimum(state.waiting.value + len(rollout.reward), self.n_step - 1)),
             running_max_q=running,
             step=step,
             total_timesteps=state.total_timesteps,
@@ -289,13 +293,16 @@ class DQN(Algorithm):
         loss = Mean(jnp.mean(losses), learning.astype(jnp.float32))
         return new, {"loss": loss, "max_q": max_q, "running_max_q": running, "epsilon": self.epsilon(state)}
 
-    def with_n_steps(self, recent: Transition, rollout: Transition) -> tuple[Transition, Transition]:
+    def with_n_steps(self, state: DQNState, rollout: Transition) -> tuple[Transition, Transition]:
         """The rows `[T, B]` whose n-step returns a rollout completes, the discount of their bootstrap among the extras,
         and the last `n_step - 1` rows, which wait for the next."""
-        rollout = rollout._replace(extras=())
+        rollout, recent = rollout._replace(extras=()), state.recent
         if self.n_step == 1:
             return rollout, recent
         if rollout.valid is None:
+            # From a counter, so that what memory counts stays alike in all seeds.
+            waits = jnp.arange(self.n_step - 1) >= self.n_step - 1 - state.waiting.value
+            recent = recent._replace(valid=jnp.broadcast_to(waits[:, None], recent.reward.shape))
             rollout = rollout._replace(valid=jnp.ones(rollout.reward.shape, jnp.bool_))
         rows = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), recent, rollout)
         steps = rollout.reward.shape[0]
@@ -339,7 +346,8 @@ class DQN(Algorithm):
         return exploration.linear(self.learning_rate, self.learning_rate_end, state.total_timesteps, state.step.value)
 
     def begin_episodes(self, state: DQNState) -> DQNState:
-        return state._replace(recent=state.recent._replace(valid=jnp.zeros(state.recent.reward.shape, jnp.bool_)))
+        none = jnp.zeros(state.recent.reward.shape, jnp.bool_)
+        return state._replace(recent=state.recent._replace(valid=none), waiting=Counter.zero())
 
     def policy(self, state: DQNState) -> DQNPolicy:
         return DQNPolicy(state.network)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import typing
 from collections.abc import Callable
@@ -9,18 +10,21 @@ from typing import Any, Literal
 
 from treadle import registry
 from treadle.algorithms.base import Algorithm, require
+from treadle.dataset import Dataset
 from treadle.environments import gymnasium as host_environments
 from treadle.environments.base import Environment
 from treadle.environments.gymnasium import GymnasiumEnvironments
 from treadle.environments.wrappers import Task, is_world, wrap_world
 from treadle.errors import InvalidSetting, TreadleError, UnknownName, nearest
 from treadle.loops.host import HostSeeds, host_spec
+from treadle.loops.offline import OfflineSeeds, check_learns_from_data
 from treadle.loops.rollout import make_spec
 from treadle.loops.seeds import FusedSeeds
 from treadle.registry import as_float32
+from treadle.types import Spec, space_spec
 
 LoopName = Literal["auto", "fused", "host"]
-Trainer = FusedSeeds | HostSeeds
+Trainer = FusedSeeds | HostSeeds | OfflineSeeds
 
 
 def resolve(environment: Any, loop: LoopName = "auto") -> Environment | Callable[..., GymnasiumEnvironments]:
@@ -106,14 +110,14 @@ def make_trainer(
     seed: int = 0,
     num_seeds: int = 1,
     loop: LoopName = "auto",
-) -> Trainer:
-    """The loop that serves, with `num_seeds` fresh seeds. Settings and spaces are checked first.
+    keep_data: bool = False,
+) -> FusedSeeds | HostSeeds:
+    """The loop that serves, with `num_seeds` fresh seeds; what it reports has the transitions too if it is to
+    `keep_data`. Settings and spaces are checked first.
 
     Raises `InvalidSetting`, `UnsupportedSpace`, `UnknownName` or another `TreadleError`.
     """
-    require(num_seeds >= 1, "seeds", num_seeds, "at least 1")
-    require(hasattr(seed, "__index__") and 0 <= seed < 2**31, "seed", seed, "a whole number between 0 and 2^31 - 1")
-    check_timesteps(total_timesteps)
+    _check_counts(total_timesteps, seed, num_seeds)
     if num_seeds > 1 and is_made(environment):
         raise InvalidSetting(
             f"seeds was {num_seeds}, and {Task.of(environment).environment!r} is made already: the seeds would play in "
@@ -124,7 +128,7 @@ def make_trainer(
     prepared = as_float32(algorithm.prepared())
     if isinstance(world, Environment):
         algorithm.check(make_spec(algorithm, world, total_timesteps))
-        return FusedSeeds(prepared, as_float32(world), total_timesteps, seed, num_seeds)
+        return FusedSeeds(prepared, as_float32(world), total_timesteps, seed, num_seeds, keep_data=keep_data)
 
     first = world(algorithm.num_envs)
     if first.num_envs != algorithm.num_envs:
@@ -138,7 +142,56 @@ def make_trainer(
     def make_environments() -> GymnasiumEnvironments:
         return opened.pop() if opened else world(algorithm.num_envs)
 
-    return HostSeeds(prepared, make_environments, total_timesteps, seed, num_seeds)
+    return HostSeeds(prepared, make_environments, total_timesteps, seed, num_seeds, keep_data)
+
+
+def make_offline_trainer(
+    algorithm: Algorithm,
+    environment: Any,
+    data: Dataset | None,
+    total_timesteps: int,
+    seed: int = 0,
+    num_seeds: int = 1,
+    loop: LoopName = "auto",
+) -> OfflineSeeds:
+    """`num_seeds` fresh seeds that learn from stored transitions; of the environment only the spaces are asked for.
+    Without `data` they can only be looked at, as for evaluation.
+
+    Raises what `make_trainer` does, `InvalidSetting` for methods that cannot learn from another policy's data, and
+    `DatasetError` for data that is not of this environment.
+    """
+    _check_counts(total_timesteps, seed, num_seeds)
+    algorithm.check()
+    check_learns_from_data(algorithm)
+    world, wrappers = resolve(environment, loop), Task.of(environment).wrappers
+    if wrappers.time_limit != "own":
+        raise InvalidSetting(
+            f"time_limit (--time-limit) was {wrappers.time_limit}, and stored data (--data) has its episodes ended "
+            "already. Leave it out."
+        )
+    if isinstance(world, Environment):
+        spec = _spec_by_spaces(algorithm, world, total_timesteps)
+    else:
+        made = world(1)
+        spec = _spec_by_spaces(algorithm, made, total_timesteps)
+        if not is_made(environment):
+            made.close()
+    algorithm.check(spec)
+    fitted = None if data is None else data.fitted(spec.observation_space, spec.action_space)
+    return OfflineSeeds(as_float32(algorithm.prepared()), spec, fitted, wrappers, seed, num_seeds)
+
+
+def _check_counts(total_timesteps: Any, seed: Any, num_seeds: int) -> None:
+    require(num_seeds >= 1, "seeds", num_seeds, "at least 1")
+    require(hasattr(seed, "__index__") and 0 <= seed < 2**31, "seed", seed, "a whole number between 0 and 2^31 - 1")
+    check_timesteps(total_timesteps)
+
+
+def _spec_by_spaces(algorithm: Algorithm, world: Environment | GymnasiumEnvironments, total_timesteps: int) -> Spec:
+    """What the algorithm may know of an environment that is not stepped."""
+    spec = space_spec(world.observation_space, world.action_space, algorithm.num_envs, total_timesteps)
+    transitions = getattr(world, "transitions", None)
+    return dataclasses.replace(spec, max_episode_steps=world.max_episode_steps, transitions=transitions)
 
 
 def evaluation_environment(environment: Any, num_envs: int, **options: Any) -> Environment | GymnasiumEnvironments:

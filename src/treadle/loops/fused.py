@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -12,9 +13,10 @@ from jaxtyping import Array, PyTree
 from treadle import hoist
 from treadle.algorithms.base import Algorithm
 from treadle.environments.base import Environment
+from treadle.environments.wrappers import Wrapped, learning_reward
 from treadle.loops.rollout import Actor, Episodes, collect, make_spec, start
 from treadle.loops.seeding import purpose
-from treadle.types import Counter, Metrics
+from treadle.types import Counter, Metrics, Step, Transition
 
 
 class TrainState(NamedTuple):
@@ -31,6 +33,8 @@ class Record(NamedTuple):
 
     metrics: Metrics
     episodes: Episodes
+    data: Transition | None = None
+    """The transitions `[N, T, B, ...]` with the environment's own rewards, where they are kept."""
 
 
 def init(algorithm: Algorithm, environment: Environment, key: Array, total_timesteps: int) -> TrainState:
@@ -42,31 +46,43 @@ def init(algorithm: Algorithm, environment: Environment, key: Array, total_times
 
 
 def advance(
-    algorithm: Algorithm, environment: Environment, state: TrainState, num_updates: int
+    algorithm: Algorithm, environment: Environment, state: TrainState, num_updates: int, keep_data: bool = False
 ) -> tuple[TrainState, Record]:
     """`num_updates` rounds of rollout and update. Pure: splitting it into chunks changes nothing.
 
     The randomness of a round follows from the seed's key and the round's number alone.
     """
-    one_round = make_round(algorithm, environment)
+    one_round = make_round(algorithm, environment, keep_data)
     keys = round_keys(state, num_updates)
     (algorithm_state, actor), record = hoist.scan(one_round, (state.algorithm, state.actor), keys)
     return TrainState(algorithm_state, actor, state.updates.add(num_updates), state.key), record
 
 
-def make_round(algorithm: Algorithm, environment: Environment) -> Callable[..., tuple[tuple[PyTree, Actor], Record]]:
+def make_round(
+    algorithm: Algorithm, environment: Environment, keep_data: bool = False
+) -> Callable[..., tuple[tuple[PyTree, Actor], Record]]:
     """One round of rollout and update, as the body of a scan: `((algorithm_state, actor), key)` to the next pair and
-    what was reported."""
+    what was reported, the transitions among it if they are kept."""
     spec = make_spec(algorithm, environment, 0)
+    acted_in = _with_own_rewards(environment) if keep_data else environment
 
     def one_round(carry, key):
         algorithm_state, actor = carry
         rollout_key, update_key = jax.random.split(key)
-        actor, rollout, episodes = collect(algorithm, environment, spec, algorithm_state, actor, rollout_key)
+        actor, rollout, episodes = collect(algorithm, acted_in, spec, algorithm_state, actor, rollout_key)
+        data = rollout._replace(extras=()) if keep_data else None
+        if acted_in is not environment:
+            step = Step(rollout.next_obs, rollout.reward, rollout.terminated)
+            rollout = rollout._replace(reward=learning_reward(environment, step))
         algorithm_state, metrics = algorithm.update(algorithm_state, rollout, update_key)
-        return (algorithm_state, actor), Record(metrics, episodes)
+        return (algorithm_state, actor), Record(metrics, episodes, data)
 
     return one_round
+
+
+def _with_own_rewards(environment: Environment) -> Environment:
+    """The same world, in which learning would see the world's own rewards."""
+    return dataclasses.replace(environment, changes_rewards=False) if isinstance(environment, Wrapped) else environment
 
 
 def round_keys(state: TrainState, num_updates: int) -> Array:

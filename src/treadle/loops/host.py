@@ -16,7 +16,7 @@ from treadle.loops.dispatch import BLOCK, Buffers, Plan, programs
 from treadle.loops.fused import Record
 from treadle.loops.rollout import Episodes
 from treadle.loops.seeding import host_seed, purpose, seed_key
-from treadle.types import Carry, Counter, Spec, space_spec
+from treadle.types import Carry, Counter, Spec, Transition, space_spec
 
 
 class HostState(NamedTuple):
@@ -44,12 +44,14 @@ class HostSeeds:
         total_timesteps: int,
         seed: int = 0,
         num_seeds: int = 1,
+        keep_data: bool = False,
     ):
-        """`make_environments()` gives a fresh `GymnasiumEnvironments` for one seed."""
+        """`make_environments()` gives a fresh `GymnasiumEnvironments` for one seed. What `advance` returns has the
+        transitions too if it is to `keep_data`."""
         self.algorithm = algorithm
         self.num_seeds = num_seeds
         self._learners = [
-            HostLearner(algorithm, make_environments(), seed_key(seed, index), total_timesteps)
+            HostLearner(algorithm, make_environments(), seed_key(seed, index), total_timesteps, keep_data)
             for index in range(num_seeds)
         ]
         self.spec = self._learners[0].spec
@@ -87,8 +89,16 @@ class HostSeeds:
 class HostLearner:
     """One seed: its environments, and between dispatches the algorithm's state as a few buffers."""
 
-    def __init__(self, algorithm: Algorithm, environments: GymnasiumEnvironments, key: Array, total_timesteps: int):
+    def __init__(
+        self,
+        algorithm: Algorithm,
+        environments: GymnasiumEnvironments,
+        key: Array,
+        total_timesteps: int,
+        keep_data: bool = False,
+    ):
         self.algorithm, self.environments = algorithm, environments
+        self._kept: list[list[np.ndarray]] | None = [] if keep_data else None
         self.spec = host_spec(algorithm, environments, total_timesteps)
         self._key = key
         self._obs = environments.reset(host_seed(purpose(key, "reset")))
@@ -142,7 +152,15 @@ class HostLearner:
                     self._act(t + 1, restarted)
             self._turn(rows, extras)
         totals, self._buffers = self._programs.take_metrics(self._buffers)
-        return Record(self._programs.metrics(np.asarray(totals)), episodes)
+        return Record(self._programs.metrics(np.asarray(totals)), episodes, self._take_data(num_updates))
+
+    def _take_data(self, num_updates: int) -> Transition | None:
+        """The transitions `[N, T, B, ...]` since they were last taken, where they are kept."""
+        if self._kept is None:
+            return None
+        columns: list[Any] = [np.stack(column) for column in zip(*self._kept, strict=True)]
+        self._kept = []
+        return Transition(*(x.reshape(num_updates, -1, *x.shape[1:]) for x in columns))
 
     def _act(self, t: int, restarted: np.ndarray) -> None:
         """Choose actions for step `t` of the round at hand."""
@@ -181,6 +199,9 @@ class HostLearner:
         ended = terminated | truncated
         learned = reward if self._learning_reward is None else self._learning_reward(reward, terminated)
         leaves = [obs, action, learned, next_obs, terminated, truncated]
+        if self._kept is not None:
+            own = [obs, action, reward, next_obs, terminated, truncated]
+            self._kept.append(own if valid is None else [*own, valid])
         if valid is None:
             self._returns += reward
             self._lengths += 1

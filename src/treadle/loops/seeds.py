@@ -31,7 +31,8 @@ Layout = Literal["map", "vmap"]
 class FusedSeeds:
     """Training of `num_seeds` seeds in a JAX world, a chunk of updates at a time.
 
-    `state` is the `TrainState` of all seeds, stacked along a leading axis.
+    `state` is the `TrainState` of all seeds, stacked along a leading axis. What `advance` returns has the transitions
+    too if it is to `keep_data`.
     """
 
     exact_resume = True
@@ -44,8 +45,10 @@ class FusedSeeds:
         seed: int = 0,
         num_seeds: int = 1,
         layout: Layout | None = None,
+        keep_data: bool = False,
     ):
         self.algorithm, self.environment = algorithm, environment
+        self.keep_data = keep_data
         self.num_seeds = num_seeds
         self.spec = make_spec(algorithm, environment, total_timesteps)
         self._mesh = seed_mesh(num_seeds)
@@ -66,7 +69,7 @@ class FusedSeeds:
 
     def advance(self, num_updates: int) -> Record:
         """`num_updates` rounds of every seed: metrics `[S, N]`, episodes `[S, N, T, B]`, as NumPy arrays."""
-        step = _compiled_advance(self._mesh, self._layout)
+        step = _compiled_advance(self._mesh, self._layout, *([True] if self.keep_data else []))
         self._state, record = step(self.algorithm, self.environment, self._state, num_updates)
         return jax.device_get(jax.tree.map(lambda x: x[: self.num_seeds], record))
 
@@ -99,11 +102,11 @@ def _compiled_init(mesh: Mesh) -> Any:
 
 
 @functools.cache
-def _compiled_advance(mesh: Mesh, layout: Layout) -> Any:
+def _compiled_advance(mesh: Mesh, layout: Layout, keep_data: bool = False) -> Any:
     def advance(algorithm, environment, states, num_updates):
         def many(algorithm, environment, states):
             def one(state):
-                return fused.advance(algorithm, environment, state, num_updates)
+                return fused.advance(algorithm, environment, state, num_updates, keep_data)
 
             return jax.lax.map(one, states) if layout == "map" else side_by_side(one, states)
 
