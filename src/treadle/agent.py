@@ -26,13 +26,13 @@ from treadle.loops.choose import (
     make_offline_trainer,
     make_trainer,
 )
+from treadle.loops.chunks import Chunks
 from treadle.loops.evaluate import Evaluation
 from treadle.loops.execution import compile_small
 from treadle.loops.host import HostSeeds
 from treadle.loops.offline import OfflineSeeds
 from treadle.loops.seeding import purpose, seed_key
 from treadle.registry import as_float32
-from treadle.run import Chunks
 from treadle.spaces import Discrete, Grid, Space
 from treadle.types import Spec, space_spec
 

@@ -14,10 +14,11 @@ import numpy as np
 from treadle import metrics, records
 from treadle.errors import InvalidSetting, NonFinite, TreadleError
 from treadle.loops.choose import Trainer
+from treadle.loops.chunks import LARGEST_CHUNK, Chunks
 from treadle.loops.fused import Record
 from treadle.progress import Progress
 from treadle.recording import Recording
-from treadle.run import LARGEST_CHUNK, Chunks, Run, step_of
+from treadle.run import Run, step_of
 from treadle.watch import Watch
 
 CHECKPOINT_SECONDS = 30.0
