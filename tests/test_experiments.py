@@ -4,13 +4,30 @@ from __future__ import annotations
 
 import json
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from treadle import experiment, registry
+from treadle import exact, experiment, figures, registry, settings, wrap
+from treadle.algorithms.q_learning import QLearning
+from treadle.environments.treasure_line import TreasureLine
 from treadle.errors import InvalidSetting, TreadleError, UnknownName
-from treadle.experiment import Claim, Experiment, Trial, Verdict
-from treadle.experiments import common
+from treadle.experiment import Claim, Experiment, Outcome, Trial, Verdict
+from treadle.experiments import (
+    common,
+    double_dqn,
+    dueling_dqn,
+    maze_dqn,
+    prioritized_replay,
+    tutorial_cartpole,
+    tutorial_mountain_car,
+)
+from treadle.features import LinearFunction
+from treadle.loops import fused
+from treadle.loops.looks import Moment, train_and_look
+from treadle.loops.seeding import seed_key
+from treadle.registry import as_float32
 
 NAMES = list(experiment.experiments())
 QUICK = {"baird": 5, "dyna-q": 5, "traces": 1, "treasure-line": 30}
@@ -55,6 +72,7 @@ def test_a_run_is_a_folder_with_figure_claims_and_data(tiny, tmp_path):
     data = np.load(tmp_path / "out/data.npz")
     assert data["learner/lengths"].shape == (4, 3)
     assert data["once/lengths"].shape == (1, 2)
+    assert data["learner/observed"].shape == (4, 3, 6, 2)
     np.testing.assert_array_equal(data["learner/returns"], 1.0)
 
 
@@ -94,7 +112,7 @@ def test_a_quick_experiment_bears_out_its_claims(name, tmp_path):
 @pytest.mark.parametrize("name", NAMES)
 def test_every_experiment_bears_out_its_claims(name, tmp_path):
     judged = experiment.reproduce(name, tmp_path)
-    assert all(j.holds for j in judged), judged
+    assert [j.holds for j in judged] == [claim.expected for claim in experiment.find(name).claims], judged
 
 
 def test_a_path_is_optimal_only_if_no_tie_leads_astray():
@@ -106,3 +124,197 @@ def test_a_path_is_optimal_only_if_no_tie_leads_astray():
     wrong[0] = (1, 0)
     found = common.paths_are_optimal(world, np.stack([right, undecided, wrong]), 0.9)
     assert found.tolist() == [True, False, False]
+
+
+def test_a_trial_with_wrappers_is_plain_training_in_the_wrapped_world():
+    changes = {"reward_scale": 3.0, "time_limit": 7}
+    trial = Trial(
+        "wrapped", "q-learning", "TreasureLine", {"learning_rate": 0.5}, wrappers=changes, updates=300, every=100,
+        observe=common.q_table,
+    )  # fmt: skip
+    outcome = trial.run(3, 2)
+
+    world = as_float32(wrap(TreasureLine(), **changes))
+    state, record = jax.jit(fused.train, static_argnums=3)(
+        as_float32(QLearning(learning_rate=0.5)), world, seed_key(3, 1), 300
+    )
+    np.testing.assert_allclose(outcome.observed[1, -1], state.algorithm.q.weights, atol=1e-6)
+    assert outcome.observed.shape[1] == 3
+    lengths = np.asarray(record.episodes.lengths).reshape(3, 100)
+    np.testing.assert_array_equal(outcome.ended[1], (lengths > 0).sum(1))
+    np.testing.assert_array_equal(outcome.lengths[1], lengths.sum(1))
+    assert lengths.max() <= 7 and outcome.observed.max() > 1.5, "the time limit and the rewards are the wrappers'"
+
+
+def test_a_preset_makes_a_trial():
+    preset = settings.preset("dqn", "CartPole-v1", "rl-zoo")
+    trial = Trial.of_preset("zoo", preset, every=4)
+    assert (trial.algorithm, trial.environment, trial.settings) == ("dqn", "CartPole-v1", preset.settings)
+    assert trial.updates == 196, "50,000 steps in rounds of 256"
+    algorithm, _, count, unit = trial.made()
+    assert (algorithm.num_steps, count, unit) == (256, 49, "update")
+
+
+def following(table, world, cells):
+    """The moment at which Q-learning has this table, after having visited these cells."""
+    start = fused.init(QLearning(), world, jax.random.key(0), 1)
+    q = LinearFunction(weights=jnp.asarray(table, jnp.float32), features=start.algorithm.q.features)
+    cells = jnp.asarray(cells, jnp.int32)[:, None]
+    visited = start.actor._replace(env_state=cells, obs=cells)
+    return Moment(QLearning(), world, start.algorithm._replace(q=q), {}, visited, jax.random.key(1))
+
+
+RIGHT, LEFT = np.tile([0.0, 1.0], (6, 1)), np.tile([1.0, 0.0], (6, 1))
+
+
+def test_true_values_are_what_the_greedy_policy_really_earns():
+    """To the right the treasure, worth 1, is found after 5, 4, 3, 2 and 1 steps. To the left there is none, and a
+    wrapper's -1 a step goes on for ever, the time limit notwithstanding: -1 / (1 - 0.9)."""
+    measure = jax.jit(common.true_values, static_argnums=1)
+    found = measure(following(RIGHT, TreasureLine(), range(5)), 0.9)
+    np.testing.assert_allclose(found, 0.9 ** np.arange(4, -1, -1), rtol=1e-5)
+    endless = wrap(TreasureLine(max_episode_steps=3), reward_offset=-1.0)
+    np.testing.assert_allclose(measure(following(LEFT, endless, [2, 0]), 0.9), -10.0, rtol=1e-4)
+    scaled = wrap(TreasureLine(), reward_scale=2.0)
+    np.testing.assert_allclose(measure(following(RIGHT, scaled, [3]), 0.9), 2 * 0.9, rtol=1e-5)
+
+
+def test_greedy_episodes_end_at_the_goal_or_at_the_time_limit():
+    measure = jax.jit(common.greedy_lengths, static_argnums=1)
+    world = TreasureLine(max_episode_steps=30)
+    assert measure(following(RIGHT, world, [4]), 3).tolist() == [5, 5, 5]
+    assert measure(following(LEFT, world, [4]), 2).tolist() == [30, 30]
+
+
+def test_a_verdict_is_that_of_compare():
+    low, high = np.arange(10.0), np.arange(10.0) + 20
+    assert common.is_better(high, low) and not common.is_better(low, high)
+    assert common.verdict(("new", "old"), high, low).startswith("new is better: probability that new is better 1.00")
+    assert common.verdict(("new", "old"), low, high).startswith("old is better")
+    assert common.verdict(("new", "old"), low, low + 0.1).startswith("no difference shown")
+    assert common.verdict(("new", "old"), low[:1], high[:1]) == "one seed says nothing"
+
+
+def outcome(seeds, looks, observed=(), lengths=()):
+    """Made up; `lengths` are those of the episodes that end at the first looks."""
+    rows = np.zeros((seeds, looks), int)
+    rows[:, : len(lengths)] = lengths
+    return Outcome(0.0 * rows, rows, (rows > 0).astype(int), observed)
+
+
+def holding(module, outcomes):
+    return [bool(claim.judge(outcomes).holds) for claim in module.EXPERIMENT.claims]
+
+
+def test_over_estimation_is_judged_by_the_true_return_beside_it():
+    def believing(natural, double, true=-1.0):
+        looks = double_dqn.STEPS // double_dqn.EVERY
+        spread = 0.01 * np.arange(5)[:, None]
+        return {
+            label: outcome(5, looks, {"believed": b + spread + np.zeros(looks), "true": np.full((5, looks), true)})
+            for label, b in (("natural", natural), ("double", double))
+        }
+
+    assert holding(double_dqn, believing(0.5, -0.8)) == [True, True, True]
+    assert holding(double_dqn, believing(-0.5, -0.8)) == [True, True, False], "above the truth, but not above 0"
+    assert holding(double_dqn, believing(-1.5, -0.8)) == [False, True, False], "below the truth"
+    assert holding(double_dqn, believing(-0.8, -0.5)) == [True, False, False]
+    assert holding(double_dqn, believing(0.5, -0.8, true=0.1))[2] is False, "a true return above 0 cannot be"
+
+
+def test_prioritized_replay_is_judged_by_the_steps_of_its_first_episodes():
+    made, looks = prioritized_replay, prioritized_replay.STEPS // prioritized_replay.EVERY
+    slow = outcome(6, looks, lengths=[4_000] * 20)
+    quick = outcome(6, looks, lengths=[1_000] * 30)
+    stuck = outcome(6, looks, lengths=[30_000, 5_000])
+    assert made.episode_lengths(quick).sum(axis=1).tolist() == [20_000] * 6
+    assert made.episode_lengths(stuck).sum(axis=1).tolist() == [made.STEPS] * 6
+    assert holding(made, {"natural": slow, "prioritized": quick}) == [True]
+    assert holding(made, {"natural": quick, "prioritized": slow}) == [False]
+    verdict = made.EXPERIMENT.claims[0].judge({"natural": quick, "prioritized": stuck})
+    assert not verdict.holds and "seeds not through in time: natural 0, prioritized 6" in verdict.figures
+
+
+def test_dueling_is_judged_by_the_reward_after_the_memory_is_full():
+    looks = dueling_dqn.STEPS // dueling_dqn.EVERY
+
+    def collecting(before, after):
+        reward = np.where(np.arange(looks) < 30, before, after).cumsum() + 0.1 * np.arange(8)[:, None]
+        return outcome(8, looks, {"reward": reward, "cost": np.ones((8, looks))})
+
+    poor, rich = collecting(-1.0, -5.0), collecting(-50.0, -1.0)
+    assert holding(dueling_dqn, {"natural": poor, "dueling": rich}) == [True]
+    assert holding(dueling_dqn, {"natural": rich, "dueling": poor}) == [False]
+
+
+def test_the_maze_is_judged_when_300_episodes_have_ended():
+    looks = maze_dqn.UPDATES // maze_dqn.EVERY
+    best = np.asarray(exact.value_iteration(registry.environments.make("Maze").transitions(), 0.9))
+    early, late = np.zeros((2, looks, 16, 4)), np.zeros((2, looks, 16, 4))
+    early[:, 100:400], late[:, 400:] = best, best
+    labels = list(maze_dqn.METHODS)
+    by_label = dict(zip(labels, (early, early, late), strict=True))
+    outcomes = {label: outcome(2, looks, q, lengths=[5] * looks) for label, q in by_label.items()}
+    assert holding(maze_dqn, outcomes) == [True, True]
+    swapped = {
+        label: outcome(2, looks, late if q is early else early, lengths=[5] * looks) for label, q in by_label.items()
+    }
+    assert holding(maze_dqn, swapped) == [False, False]
+    few = outcome(2, looks, late, lengths=[5] * 299)
+    optimal, steps = maze_dqn.after_300_episodes(few)
+    assert optimal.all() and np.isnan(steps).all(), "judged at the end"
+
+
+def test_the_offsets_are_those_that_the_maze_shows():
+    world = registry.environments.make("MazeOffset")
+    seen = [
+        world.step(jnp.asarray(cell), jnp.asarray(action), jax.random.key(0)) for cell in (0, 11) for action in (1, 2)
+    ]
+    for cell, step in seen:
+        np.testing.assert_allclose(step.obs, maze_dqn.OFFSETS[int(cell)])
+
+
+def test_tutorials_agents_are_judged_by_what_most_or_all_seeds_reach():
+    ends = {tutorial_cartpole.FIRST: [500, 500, 300], tutorial_cartpole.SECOND: [500, 400, 300]}
+    ends[tutorial_cartpole.OURS] = [500, 500, 500]
+    outcomes = {label: outcome(3, 25, np.full((3, 25), 10.0)) for label in ends}
+    for label, last in ends.items():
+        outcomes[label].observed[:, -1] = last
+    assert holding(tutorial_cartpole, outcomes) == [True, False, True]
+
+    made, lost = tutorial_mountain_car, [200] * 100
+    won = [*lost[:50], 150, *lost[51:]]
+    slow = [*lost, *lost, 150, *lost[1:]]
+    outcomes = {made.TUTORIAL: won, made.LOWER: lost, made.SHAPED: won, made.ZOO: slow}
+    outcomes = {label: outcome(4, made.UPDATES, lengths=lengths) for label, lengths in outcomes.items()}
+    assert holding(made, outcomes) == [True, False, True, True]
+    assert "0 of 4 seeds won one of the first 100, 4 one of 300" in made.EXPERIMENT.claims[3].judge(outcomes).figures
+
+
+NETWORKS = (double_dqn, dueling_dqn, maze_dqn, prioritized_replay, tutorial_cartpole, tutorial_mountain_car)
+
+
+def traced(trial):
+    """The shapes of a trial's looks."""
+    algorithm, world, count, unit = trial.made()
+    observe = trial.observe or (lambda moment: ())
+
+    def one_seed(key):
+        return train_and_look(as_float32(algorithm), as_float32(world), key, count, observe, unit, trial.every)
+
+    return jax.eval_shape(one_seed, jax.random.key(0))
+
+
+@pytest.mark.parametrize("module", NETWORKS, ids=lambda module: module.__name__.rpartition(".")[2])
+def test_what_a_trial_would_give_can_be_judged_and_drawn(module):
+    """Trials are traced and not run, because compiling them takes seconds; their outcomes are made up."""
+    rng, outcomes = np.random.default_rng(0), {}
+    for trial in module.EXPERIMENT.trials:
+        shapes = traced(trial)
+        count = len(shapes.lengths)
+        observed = jax.tree.map(lambda x: np.exp(rng.normal(size=(2, *x.shape))), shapes.observed)
+        outcomes[trial.label] = outcome(2, count, observed, lengths=rng.integers(100, 200, count))
+    assert all(claim.judge(outcomes).figures for claim in module.EXPERIMENT.claims)
+    figure = figures.new_figure(*module.EXPERIMENT.size)
+    module.EXPERIMENT.draw(figure, outcomes)
+    figure.canvas.draw()

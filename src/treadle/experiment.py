@@ -21,14 +21,19 @@ import jax
 import numpy as np
 
 from treadle import figures, registry, settings
-from treadle.algorithms.base import require
+from treadle.algorithms.base import Algorithm, require
+from treadle.environments.base import Environment
+from treadle.environments.wrappers import wrap
 from treadle.errors import TreadleError, UnknownName, nearest
 from treadle.files import replacing
-from treadle.loops.looks import Observe, look_at_seeds
+from treadle.loops.looks import Observe, Unit, look_at_seeds
 from treadle.run import versions, write_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+MOST_KEPT = 200_000
+"""Numbers of an observed array that is kept among the data; a larger one can be made anew."""
 
 
 class Outcome(NamedTuple):
@@ -38,6 +43,8 @@ class Outcome(NamedTuple):
     """`[S, N]`: of the episode that ended before a look."""
     lengths: np.ndarray
     """`[S, N]`: its steps; 0 where none ended."""
+    ended: np.ndarray
+    """`[S, N]`: how many episodes ended since the look before. Where several, the two above are their sums."""
     observed: Any
     """What the trial's `observe` kept: a tree of `[S, N, ...]`."""
 
@@ -52,24 +59,42 @@ class Trial:
     settings: Mapping[str, Any] = field(default_factory=dict)
     world: Mapping[str, Any] = field(default_factory=dict)
     """Fields of the environment that differ from its defaults."""
+    wrappers: Mapping[str, Any] = field(default_factory=dict)
+    """What is changed about the environment beyond that: fields of `treadle.wrap`."""
     episodes: int | None = None
     updates: int | None = None
+    every: int = 1
+    """Updates between two looks; a rest that fills no such span is left out."""
     observe: Observe | None = None
-    """What to keep of the learner after each episode or update."""
+    """What to keep of the learner at each look, which is after each episode or after `every` updates."""
     seeds: int | None = None
     """At most so many seeds, where the experiment has more."""
 
-    def run(self, seed: int, seeds: int) -> Outcome:
-        """Train every seed. Raises `TreadleError` where the settings do not fit."""
+    @classmethod
+    def of_preset(cls, label: str, preset: settings.Preset, **fields: Any) -> Trial:
+        """A trial with a preset's settings, changes to its environment, and length."""
+        steps = preset.make().num_steps
+        length = {} if preset.total_timesteps is None else {"updates": -(-preset.total_timesteps // steps)}
+        own = {"settings": preset.settings, "wrappers": preset.wrappers, **length}
+        return cls(label, preset.algorithm, preset.environment, **{**own, **fields})
+
+    def made(self) -> tuple[Algorithm, Environment, int, Unit]:
+        """What is trained, where, and for how many looks. Raises `TreadleError` where the settings do not fit."""
         from treadle.loops.rollout import make_spec
 
         algorithm = settings.make(self.algorithm, dict(self.settings))
         world = registry.environments.make(self.environment, **self.world)
+        world = wrap(world, **self.wrappers) if self.wrappers else world
         algorithm.check(make_spec(algorithm, world, 1))
-        unit = "update" if self.episodes is None else "episode"
-        count = self.updates if self.episodes is None else self.episodes
-        assert count is not None, f"{self.label} needs a number of episodes or of updates"
-        return Outcome(*jax.device_get(look_at_seeds(algorithm, world, count, self.observe, unit, seed, seeds)))
+        count = self.episodes if self.updates is None else self.updates // self.every
+        assert count, f"{self.label} needs a number of episodes, or of updates that reaches a look"
+        return algorithm, world, count, "episode" if self.updates is None else "update"
+
+    def run(self, seed: int, seeds: int) -> Outcome:
+        """Train every seed. Raises `TreadleError` where the settings do not fit."""
+        algorithm, world, count, unit = self.made()
+        looks = look_at_seeds(algorithm, world, count, self.observe, unit, seed, seeds, self.every)
+        return Outcome(*jax.device_get(looks))
 
 
 Outcomes = Mapping[str, Outcome]
@@ -89,6 +114,8 @@ class Claim:
 
     text: str
     judge: Callable[[Outcomes], Verdict]
+    expected: bool = True
+    """Whether it is known to hold; what somebody claimed and what was found not to hold stays, and the tests say so."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +181,8 @@ def reproduce(
     tell: Callable[[str], None] = lambda text: None,
 ) -> list[Judged]:
     """Run an experiment and write into `folder`: figures/NAME.png, experiment.json (claims, settings, versions) and
-    data.npz (returns and lengths of every seed). Returns the claims as they were found.
+    data.npz (returns and lengths of every seed, and what was observed where that is small). Returns the claims as they
+    were found.
 
     Raises `UnknownName`, `InvalidSetting`, or `TreadleError` where the folder cannot be written.
     """
@@ -203,7 +231,10 @@ def _make_room(folder: Path) -> None:
 def _keep(folder: Path, outcomes: Outcomes) -> None:
     arrays = {}
     for label, outcome in outcomes.items():
-        arrays[f"{label}/returns"], arrays[f"{label}/lengths"] = outcome.returns, outcome.lengths
+        arrays |= {f"{label}/{name}": getattr(outcome, name) for name in ("returns", "lengths", "ended")}
+        for path, value in jax.tree_util.tree_leaves_with_path(outcome.observed):
+            if value.size <= MOST_KEPT:
+                arrays["/".join([label, "observed", *(str(getattr(p, "key", p)) for p in path)])] = value
     with replacing(folder / "data.npz") as temporary, open(temporary, "wb") as file:
         np.savez_compressed(file, **arrays)
 

@@ -20,8 +20,8 @@ SETTINGS = {
 }
 
 
-def weights(state):
-    return state.v.weights
+def weights(moment):
+    return moment.state.v.weights
 
 
 def sweep_matrix():

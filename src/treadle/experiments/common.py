@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
-from treadle import exact, figures, registry
+from treadle import exact, figures, registry, study
+from treadle.comparison import CONFIDENCE, Contrast
+from treadle.environments.wrappers import learning_reward
 from treadle.experiment import Claim, Outcomes, Verdict
+from treadle.loops.looks import Moment
+from treadle.loops.rollout import make_spec
+from treadle.loops.seeding import purpose
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-def q_table(state: Any) -> Any:
+def q_table(moment: Moment) -> Any:
     """A look at the values of a table `[S, A]`."""
-    return state.q.weights
+    return moment.state.q.weights
 
 
 def paths_are_optimal(world: Any, q: np.ndarray, gamma: float) -> np.ndarray:
@@ -70,11 +80,18 @@ def draw_solved(axes: Axes, outcomes: Outcomes, world: str, gammas: dict[str, fl
     figures.dress(axes, "Seeds whose greedy path is optimal", "episode", "% of seeds")
 
 
-def mean_curve(axes: Axes, x: np.ndarray, rows: np.ndarray, colour: str, label: str) -> None:
+def mean_curve(axes: Axes, x: np.ndarray, rows: np.ndarray, colour: str, label: str, **style: Any) -> None:
     """The mean over seeds of curves `[S, N]`, with its 95% interval (normal approximation)."""
     mean, half = rows.mean(0), 1.96 * rows.std(0, ddof=1) / np.sqrt(len(rows)) if len(rows) > 1 else 0 * rows[0]
-    axes.plot(x, mean, color=colour, linewidth=1.8, label=label)
+    axes.plot(x, mean, color=colour, label=label, **{"linewidth": 1.8, **style})
     axes.fill_between(x, mean - half, mean + half, color=colour, alpha=0.2, linewidth=0)
+
+
+def median_curve(axes: Axes, x: np.ndarray, rows: np.ndarray, colour: str, label: str) -> None:
+    """The median over seeds of curves `[S, N]`, and the middle half of them."""
+    low, middle, high = np.percentile(rows, (25, 50, 75), axis=0)
+    axes.plot(x, middle, color=colour, linewidth=1.8, label=label)
+    axes.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
 
 
 def smoothed(rows: np.ndarray, window: int) -> np.ndarray:
@@ -83,6 +100,105 @@ def smoothed(rows: np.ndarray, window: int) -> np.ndarray:
     return (total[:, window:] - total[:, :-window]) / window
 
 
-def chain_values(state: Any) -> Any:
+def chain_values(moment: Moment) -> Any:
     """A look at the values that a prediction method has learned of a random walk, without the two ends: `[S]`."""
-    return state.v.weights[1:-1]
+    return moment.state.v.weights[1:-1]
+
+
+TUTORIAL = {
+    "batch_size": 32,
+    "epsilon_start": 1.0,
+    "epsilon_end": 0.1,
+    "loss": "squared",
+    "optimiser": "rmsprop",
+    "max_grad_norm": "none",
+    "initialisation": "scaled",
+}
+"""What the tutorials' pages on the family of DQN have in common."""
+
+NEGLIGIBLE = 1e-5
+"""What is left of a reward's weight where the sum of discounted rewards is cut."""
+
+
+def greedy_sum(moment: Moment, env_state: Any, obs: Any, steps: int, gamma: Any, reward: Callable[..., Any]) -> Any:
+    """What the greedy policy of a moment collects from each of `N` states `[N]`: the discounted sum of
+    `reward(world, step)` over at most `steps` steps, or to the terminal state."""
+    algorithm, world = moment.algorithm, moment.environment
+    count = len(jax.tree.leaves(obs)[0])
+    policy = algorithm.policy(moment.state)
+    carry = algorithm.init_carry(dataclasses.replace(make_spec(algorithm, world, 0), num_envs=count))
+
+    def one_step(play):
+        env_state, obs, carry, weight, total, number = play
+        act_key, step_key = jax.random.split(jax.random.fold_in(moment.key, number))
+        action, carry, _ = algorithm.act(policy, carry, obs, act_key, explore=False)
+        env_state, step = jax.vmap(world.step)(env_state, action, jax.random.split(step_key, count))
+        total += weight * reward(world, step)
+        return env_state, step.obs, carry, weight * gamma * (1.0 - step.terminated), total, number + 1
+
+    def going(play):
+        return (play[-1] < steps) & jnp.any(play[3] > 0)
+
+    first = (env_state, obs, carry, jnp.ones(count), jnp.zeros(count), 0)
+    return jax.lax.while_loop(going, one_step, first)[4]
+
+
+def true_values(moment: Moment, gamma: float) -> Any:
+    """The discounted return of the greedy policy from every state visited since the look before `[every]`, measured
+    by following it, past any time limit, until what is left weighs nothing. Rewards are those that learning sees."""
+    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), moment.visited)
+    steps = math.ceil(math.log(NEGLIGIBLE) / math.log(gamma))
+    return greedy_sum(moment, flat.env_state, flat.obs, steps, gamma, learning_reward)
+
+
+def greedy_lengths(moment: Moment, episodes: int) -> Any:
+    """The steps of so many greedy episodes from the start `[episodes]`, each to its end or to the time limit."""
+    world = moment.environment
+    env_state, obs = jax.vmap(world.reset)(jax.random.split(purpose(moment.key, "reset"), episodes))
+    assert world.max_episode_steps is not None
+    return greedy_sum(moment, env_state, obs, world.max_episode_steps, 1.0, lambda world, step: 1.0)
+
+
+def is_above_zero(values: np.ndarray) -> bool:
+    """Whether the 95% bootstrap interval of the mean of one value a seed lies above 0."""
+    low = study.interval(values, np.mean).low
+    return low is not None and low > 0
+
+
+def with_interval(values: np.ndarray) -> str:
+    """The mean of one value a seed, and its 95% bootstrap interval."""
+    low, high, _ = study.interval(values, np.mean)
+    return f"{values.mean():.2f}" if low is None else f"{values.mean():.2f} ({low:.2f} to {high:.2f})"
+
+
+def contrast(x: np.ndarray, y: np.ndarray) -> Contrast:
+    """A score for each seed of one trial `x` against those of another, by the measures of `treadle compare`."""
+    return Contrast(
+        1,
+        "score",
+        float(study.difference_of_iqms(x, y)),
+        study.interval_between(x, y, study.difference_of_iqms),
+        float(study.probability_of_improvement(x, y)),
+        study.interval_between(x, y, study.probability_of_improvement),
+        None if min(len(x), len(y)) == 1 else study.permutation_pvalue(x, y),
+    )
+
+
+def is_better(x: np.ndarray, y: np.ndarray) -> bool:
+    """Whether `treadle compare` would call the first better, where a higher score is."""
+    found = contrast(x, y)
+    return found.pvalue is not None and found.favours(CONFIDENCE) == 1
+
+
+def verdict(names: tuple[str, str], x: np.ndarray, y: np.ndarray) -> str:
+    """In words, whether the first of two is better, where a higher score is."""
+    found = contrast(x, y)
+    if found.pvalue is None:
+        return "one seed says nothing"
+    favours = found.favours(CONFIDENCE)
+    better = {0: "no difference shown", 1: f"{names[0]} is better", -1: f"{names[1]} is better"}[favours]
+    low, high = found.improvement_interval[:2]
+    return (
+        f"{better}: probability that {names[0]} is better {found.improvement:.2f} ({low:.2f} to {high:.2f}), "
+        f"permutation test p = {found.pvalue:.2g}"
+    )

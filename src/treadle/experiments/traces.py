@@ -12,9 +12,9 @@ KINDS = ("accumulating", "replacing")
 STEPS = 60
 
 
-def look(state):
+def look(moment):
     """The traces `[S, A]` of each step."""
-    return state.traces[0]
+    return moment.state.traces[0]
 
 
 def path(outcomes):
