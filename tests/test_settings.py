@@ -77,6 +77,13 @@ def test_both_tutorials_agents_are_presets():
     assert second.make(gamma=0.5).gamma == 0.5 and second.make().gamma == 0.9
 
 
+def test_a_preset_may_be_like_another():
+    plain, double = (treadle.preset("dqn", "CartPole-v1", name) for name in ("default", "double"))
+    assert double.settings == {**plain.settings, "double": True}
+    assert double.total_timesteps == plain.total_timesteps
+    assert "like" not in double.settings and double.about != plain.about
+
+
 def test_a_misspelt_preset_suggests_the_nearest():
     with pytest.raises(UnknownName, match=r"no preset 'defualt'.*Did you mean 'default'\?.*rl-zoo, tutorial"):
         treadle.preset("dqn", "CartPole-v1", "defualt")

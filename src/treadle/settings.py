@@ -133,5 +133,11 @@ def _read(algorithm: str, file: Any) -> list[Preset]:
             wrappers=table.pop("environment", {}),
             settings=table,
         )
-        for name, table in content.items()
+        for name, table in ((name, _whole(content, name)) for name in content)
     ]
+
+
+def _whole(content: dict[str, Any], name: str) -> dict[str, Any]:
+    """A table of a file of presets with what it takes from the one that it is `like`."""
+    own = dict(content[name])
+    return (_whole(content, own.pop("like")) if "like" in own else {}) | own
