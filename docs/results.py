@@ -86,11 +86,20 @@ ROWS = (
     Row(
         "dqn",
         "CartPole-v1",
+        "n-step",
+        10,
+        475,
+        "The default with 3-step returns, half the learning rate and a memory of 20,000. On 8 of base seed 6000 the IQM "
+        "was 500.0; with the default's rate and memory it was 380.4",
+    ),
+    Row(
+        "dqn",
+        "CartPole-v1",
         "rounds-of-256",
         10,
         475,
-        "A former default, called `default` in its command. On the seeds it was tuned on (12 of base seed 4000) the IQM "
-        "was 500.0",
+        "A former default, called `default` in its command. On the seeds it was tuned on (12 of base seed 4000) the "
+        "IQM was 500.0",
     ),
     Row(
         "dqn",
@@ -98,9 +107,9 @@ ROWS = (
         "low-rate",
         10,
         475,
-        "Frozen and scored after `rounds-of-256` had missed, called `default` in its command; on base seed 1, because its "
-        "learning rate was chosen after a look at curves of base seed 0. On the seeds it was tuned on (8 of base seed "
-        "6000) the IQM was 500.0",
+        "Frozen and scored after `rounds-of-256` had missed, called `default` in its command; on base seed 1, because "
+        "its learning rate was chosen after a look at curves of base seed 0. On the seeds it was tuned on (8 of base "
+        "seed 6000) the IQM was 500.0",
         seed=1,
     ),
     Row(
