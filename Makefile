@@ -27,7 +27,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(check_python)
 	@echo "Setting up $(VENV) (once; a few minutes)"
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install -qq -c constraints.txt -e ".[dev]"
+	@$(BIN)/python -m pip install -qq -c constraints.txt -e ".[dev,box2d]"
 	@touch $@
 
 $(PEERS)/.installed: benchmarks/requirements.txt
@@ -38,12 +38,12 @@ $(PEERS)/.installed: benchmarks/requirements.txt
 	@touch $@
 
 demo: $(VENV)/.installed ## Train DQN with 8 seeds on CartPole, evaluate every seed, draw the curve
-	@$(BIN)/treadle train dqn CartPole-v1 --seeds 8 --total-timesteps 50000 --out runs/demo --overwrite
+	@$(BIN)/treadle train dqn CartPole-v1 --seeds 8 --out runs/demo --overwrite
 	@$(BIN)/treadle evaluate runs/demo
 	@$(BIN)/treadle plot runs/demo
 
 test: $(VENV)/.installed ## Run the tests
-	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+	@$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 test-slow: $(VENV)/.installed ## Run the slow tests too: learning over many seeds
 	@$(BIN)/python -m pytest -m "slow or not slow"

@@ -148,7 +148,10 @@ def compare(folders: Sequence[str | Path], by: MeasureName | None = None) -> Com
     measures = {name: m for name, m in found.items() if isinstance(m, Measure)}
     reasons = {name: m for name, m in found.items() if isinstance(m, str)}
     chosen = _choose(measures, reasons, by)
-    contrasts = tuple(_contrast(i, m, _level(len(runs))) for i in range(1, len(runs)) for m in measures.values())
+    level = _level(len(runs))
+    contrasts = tuple(
+        contrast(m.scores[i], m.scores[0], i, m.name, level) for i in range(1, len(runs)) for m in measures.values()
+    )
     return Comparison(task, entries, steps, measures, chosen, contrasts, reasons)
 
 
@@ -316,11 +319,11 @@ def _level(runs: int) -> float:
     return 1 - (1 - CONFIDENCE) / (runs - 1)
 
 
-def _contrast(index: int, measure: Measure, level: float) -> Contrast:
-    x, y = measure.scores[index], measure.scores[0]
+def contrast(x: np.ndarray, y: np.ndarray, index: int = 1, name: str = "score", level: float = CONFIDENCE) -> Contrast:
+    """The scores of a run's seeds `x` against those of another, `y`."""
     return Contrast(
         index,
-        measure.name,
+        name,
         float(study.difference_of_iqms(x, y)),
         study.interval_between(x, y, study.difference_of_iqms, level),
         float(study.probability_of_improvement(x, y)),

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from treadle import exact, figures, registry, study
-from treadle.comparison import CONFIDENCE, Contrast
+from treadle.comparison import CONFIDENCE, contrast
 from treadle.environments.wrappers import learning_reward
 from treadle.experiment import Claim, Outcomes, Verdict
 from treadle.loops.looks import Moment
@@ -169,19 +169,6 @@ def with_interval(values: np.ndarray) -> str:
     """The mean of one value a seed, and its 95% bootstrap interval."""
     low, high, _ = study.interval(values, np.mean)
     return f"{values.mean():.2f}" if low is None else f"{values.mean():.2f} ({low:.2f} to {high:.2f})"
-
-
-def contrast(x: np.ndarray, y: np.ndarray) -> Contrast:
-    """A score for each seed of one trial `x` against those of another, by the measures of `treadle compare`."""
-    return Contrast(
-        1,
-        "score",
-        float(study.difference_of_iqms(x, y)),
-        study.interval_between(x, y, study.difference_of_iqms),
-        float(study.probability_of_improvement(x, y)),
-        study.interval_between(x, y, study.probability_of_improvement),
-        None if min(len(x), len(y)) == 1 else study.permutation_pvalue(x, y),
-    )
 
 
 def is_better(x: np.ndarray, y: np.ndarray) -> bool:
