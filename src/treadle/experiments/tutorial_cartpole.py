@@ -9,7 +9,7 @@ from treadle.experiment import Claim, Experiment, Trial, Verdict
 from treadle.experiments import common
 from treadle.settings import preset
 
-STEPS, BETWEEN, EPISODES = 50_000, 2_000, 20
+STEPS, BETWEEN, EPISODES = 100_000, 4_000, 20
 SOLVED = 500
 PRESETS = {
     "128-128, gamma 0.95 (tutorial)": preset("dqn", "CartPole-v1", "tutorial"),
@@ -25,7 +25,7 @@ def greedy(moment):
 
 
 def trial(label):
-    """The preset for about 50,000 steps, with a look about every 2,000."""
+    """The preset for 100,000 steps, with a look every 4,000."""
     steps = PRESETS[label].make().num_steps
     every = round(BETWEEN / steps)
     updates = round(STEPS / BETWEEN) * every
