@@ -72,6 +72,28 @@ class Race:
 
 
 @dataclass(frozen=True)
+class Cost(Race):
+    """Time that one program takes for a step over another's: at most `at_most` times."""
+
+    at_least: None = None
+    at_most: float | None = None
+    """`None` where nothing is to be reached and the row only informs."""
+
+    @property
+    def target(self) -> str:
+        return "" if self.at_most is None else f"at most {self.at_most:g}x the time"
+
+    def compare(self, ours: float, theirs: float) -> float:
+        return theirs / ours
+
+    def reached(self, figure: float) -> bool | None:
+        return None if self.at_most is None else figure <= self.at_most
+
+    def show(self, figure: float) -> str:
+        return f"{super().show(figure)} the time"
+
+
+@dataclass(frozen=True)
 class Rate:
     """Steps per second of a program by itself."""
 
@@ -136,6 +158,18 @@ HOST = Program("Treadle, host loop", (*TREADLE, "--loop", "host", "--steps", "20
 EIGHT = Program("Treadle, 8 seeds", (*TREADLE, "--loop", "fused", "--seeds", "8"), quick=("--steps", "10000"))
 ONE = Program("Treadle, 1 seed", FUSED.command, FUSED.quick)
 SB3 = Program("Stable-Baselines3", (PEERS, "benchmarks/peers/sb3_dqn.py"), quick=("--steps", "500"))
+FULL = (*TREADLE, "--full", "100000")
+FULL_UNIFORM = Program("Treadle, uniform", FULL, quick=("--steps", "10000"))
+FULL_PRIORITIZED = Program("Treadle, prioritized", (*FULL, "--prioritized"), quick=("--steps", "10000"))
+REPLAY = (OURS, "benchmarks/treadle_replay.py")
+REPLAY_UNIFORM = Program("Treadle, uniform", (*REPLAY, "--memory", "uniform"), quick=("--steps", "20000"))
+REPLAY_PRIORITIZED = Program("Treadle, prioritized", REPLAY, quick=("--steps", "20000"))
+FLASHBAX = Program("flashbax, prioritised", (PEERS, "benchmarks/peers/flashbax_replay.py"), quick=("--steps", "5000"))
+LANDER = ("--task", "LunarLander-v3")
+HOST_LANDER = Program(
+    "Treadle, host loop", (*TREADLE, "--loop", "host", *LANDER, "--steps", "20000"), quick=("--steps", "2000")
+)
+SB3_LANDER = Program("Stable-Baselines3", (*SB3.command, *LANDER), quick=("--steps", "500"))
 REJAX = Program("rejax", (PEERS, "-W", "ignore", "benchmarks/peers/rejax_dqn.py"), quick=("--steps", "2000"))
 JAX_IMPORT = Program("`import jax`", (OURS, "-c", "import jax"))
 IMPORT = Program("`import treadle`", (OURS, "-c", "import treadle"))
@@ -151,6 +185,9 @@ NUMPY = Program("a Python loop with a NumPy array", (*LOOP, "numpy"), quick=("--
 
 TABLE_WORK = "Q-learning on the 4x4 maze"
 DQN_WORK = "DQN on CartPole-v1"
+LANDER_WORK = "DQN on LunarLander-v3 of Gymnasium"
+FULL_WORK = f"{DQN_WORK}, a full memory of 100,000"
+REPLAY_WORK = "replay alone from a full memory of 100,000"
 Row = Race | Rate | Start
 ROWS: tuple[Row, ...] = (
     Race(TABLE_WORK, TABLE, PANDAS, at_least=200),
@@ -161,6 +198,10 @@ ROWS: tuple[Row, ...] = (
     Race(DQN_WORK, FUSED, REJAX, at_least=7),
     Race(f"{DQN_WORK} of Gymnasium", HOST, SB3, at_least=6),
     Race(f"{DQN_WORK}, steps of all seeds", EIGHT, ONE, at_least=1.8),
+    Race(LANDER_WORK, HOST_LANDER, SB3_LANDER, at_least=2.5),
+    Cost(FULL_WORK, FULL_PRIORITIZED, FULL_UNIFORM, at_most=2),
+    Cost(REPLAY_WORK, REPLAY_PRIORITIZED, REPLAY_UNIFORM),
+    Race(REPLAY_WORK, REPLAY_PRIORITIZED, FLASHBAX, at_least=1),
     Start("import", IMPORT, JAX_IMPORT, at_most=0.5),
     Start("import of what a user needs", USE, JAX_IMPORT, at_most=0.5),
     Start("help on the command line", HELP, JAX_IMPORT, at_most=0.5),
@@ -283,7 +324,15 @@ def report(results: list[Result], rounds: int) -> str:
         "The work of DQN: one environment, a network of 64 and 64 ReLU units, batches of 64 from a memory of 10,000, a",
         "gradient step of Adam (1e-3) for every step, the target network copied every 100 steps, epsilon down to 0.05.",
         "Measured after compilation and after the first gradient steps. rejax runs without evaluation and without",
-        "double targets. The work of Q-learning: alpha 0.01, gamma 0.9, epsilon 0.1, ties broken at random.",
+        "double targets. With a full memory of 100,000 the rest is the same; prioritized takes alpha 0.6, beta from",
+        "0.4 to 1, and draws one transition from each of 64 equal slices.",
+        "",
+        "Replay alone: one transition of CartPole is added, 64 are sampled and read with their weights, and their",
+        "priorities are set (uniform replay has none), compiled into one loop without environment and network.",
+        "",
+        "The work on LunarLander is RL Zoo's: a network of 256 and 256 ReLU units, batches of 128 from a memory of",
+        "50,000, 4 gradient steps of Adam (6.3e-4) after every 4 steps, the target network copied every 250 steps,",
+        "epsilon down to 0.1. The work of Q-learning: alpha 0.01, gamma 0.9, epsilon 0.1, ties broken at random.",
         *(
             [f"Stable-Baselines3 was tried with 1 and 2 threads of PyTorch; the faster counted ({listed(threads)})."]
             if threads

@@ -1,4 +1,4 @@
-"""Steps per second of Treadle's DQN on CartPole-v1, compiled beforehand, after learning has started.
+"""Steps per second of Treadle's DQN on CartPole-v1 or LunarLander-v3, compiled beforehand, after learning has started.
 
 Prints one line of JSON. With several seeds it counts the steps of all of them.
 """
@@ -6,6 +6,7 @@ Prints one line of JSON. With several seeds it counts the steps of all of them.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import time
 
@@ -16,19 +17,10 @@ from treadle.algorithms.dqn import DQN
 from treadle.loops.choose import make_trainer
 from treadle.loops.execution import tune_cpu
 
-CHUNK = {"fused": 10_000, "host": 2_000}
-"""Updates between two looks at the metrics. The first chunk, which is not timed, passes `learning_starts`."""
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--loop", choices=("fused", "host"), default="fused")
-    parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--steps", type=int, default=50_000, help="steps of each seed that are timed, at least")
-    options = parser.parse_args()
-
-    tune_cpu()
-    algorithm = DQN(
+STEPS = {"fused": 10_000, "host": 2_000}
+"""Steps of each seed between two looks at the metrics."""
+TASKS = {
+    "CartPole-v1": DQN(
         learning_rate=1e-3,
         capacity=10_000,
         learning_starts=1_000,
@@ -39,13 +31,47 @@ def main() -> None:
         epsilon_fraction=0.1,
         epsilon_end=0.05,
         hidden_sizes=(64, 64),
-        activation="relu",
+    ),
+    "LunarLander-v3": DQN(
+        learning_rate=6.3e-4,
+        capacity=50_000,
+        learning_starts=0,
+        batch_size=128,
+        train_frequency=4,
+        gradient_steps=4,
+        target_update_period=250,
+        epsilon_fraction=0.12,
+        epsilon_end=0.1,
+        hidden_sizes=(256, 256),
+    ),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--task", choices=tuple(TASKS), default="CartPole-v1")
+    parser.add_argument("--loop", choices=tuple(STEPS), default="fused")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=50_000, help="steps of each seed that are timed, at least")
+    parser.add_argument("--prioritized", action="store_true", help="replay by priorities")
+    parser.add_argument("--full", type=int, metavar="N", help="a memory of N transitions, full when learning starts")
+    options = parser.parse_args()
+
+    tune_cpu()
+    settings = {"prioritized": options.prioritized}
+    if options.full:
+        settings |= {"capacity": options.full, "learning_starts": options.full}
+    algorithm = dataclasses.replace(TASKS[options.task], **settings)
+    chunk = STEPS[options.loop]
+    updates = chunk // algorithm.train_frequency
+    chunks = -(-options.steps // chunk)
+    # What is not timed compiles, and passes `learning_starts`.
+    before = algorithm.learning_starts // chunk + 1
+    trainer = make_trainer(
+        algorithm, options.task, (before + chunks) * chunk, num_seeds=options.seeds, loop=options.loop
     )
-    updates = CHUNK[options.loop]
-    chunks = -(-options.steps // updates)
-    total_timesteps = (chunks + 1) * updates
-    trainer = make_trainer(algorithm, "CartPole-v1", total_timesteps, num_seeds=options.seeds, loop=options.loop)
-    trainer.advance(updates)
+    for _ in range(before):
+        trainer.advance(updates)
 
     begin = time.perf_counter()
     for _ in range(chunks):
@@ -56,7 +82,8 @@ def main() -> None:
 
     result = {
         "peer": "Treadle",
-        "steps_per_second": options.seeds * chunks * updates / seconds,
+        "steps_per_second": options.seeds * chunks * chunk / seconds,
+        "task": options.task,
         "loop": options.loop,
         "seeds": options.seeds,
         "device": jax.default_backend(),

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import jax
+import pytest
 from hypothesis import settings
 
 # Small programs are cached too. In the environment, so that commands which tests start share the cache.
@@ -25,3 +26,16 @@ jax.config.update("jax_num_cpu_devices", 2)
 settings.register_profile("local", deadline=None, max_examples=50)
 settings.register_profile("ci", deadline=None, max_examples=50, derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Tests marked `least_optimised` compile in half the time; all others compile what users run.
+
+    What was compiled one way must not serve the other. The environment tells commands which a test starts.
+    """
+    least = str(item.get_closest_marker("least_optimised") is not None)
+    if os.environ.get("JAX_DISABLE_MOST_OPTIMIZATIONS", "False") != least:
+        jax.clear_caches()
+        jax.config.update("jax_disable_most_optimizations", least == "True")
+        os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = least

@@ -123,13 +123,12 @@ class TruncationAgainstTermination(_TwoActions):
     terminates: bool = False
     max_episode_steps: int | None = 3
 
-    def reset(self, key: Array) -> tuple[Int[Array, ""], Observation]:
-        return jnp.zeros((), jnp.int32), -jnp.ones(1)
+    def reset(self, key: Array) -> tuple[Observation, Observation]:
+        return -jnp.ones(1), -jnp.ones(1)
 
-    def step(self, state: Int[Array, ""], action: Int[Array, ""], key: Array) -> tuple[Int[Array, ""], Step]:
-        state = (state + 1) % 3
-        obs = state.astype(jnp.float32)[None] - 1.0
-        return state, Step(obs, jnp.ones(()), (state == 0) & self.terminates)
+    def step(self, state: Observation, action: Int[Array, ""], key: Array) -> tuple[Observation, Step]:
+        obs = jnp.where(state == 1, -1.0, state + 1)
+        return obs, Step(obs, jnp.ones(()), (obs[0] == -1) & self.terminates)
 
 
 @as_tree
@@ -198,3 +197,26 @@ PROBES = [
     _probe(TruncationAgainstTermination(terminates=True), _three_steps, ", terminated"),
     _probe(ShortCorridor(), _corridor_values),
 ]
+
+
+@as_tree
+class AnyNarrowProbe(_TwoActions):
+    """All probes that observe one number in one world, so that one compiled program asks the questions of each. The
+    time limit is that of the only ones that have any; the others' episodes are shorter."""
+
+    which: Int[Array, ""]
+    max_episode_steps: int | None = 3
+
+    def reset(self, key: Array) -> tuple[Observation, Observation]:
+        return jax.lax.switch(self.which, [probe.environment.reset for probe in NARROW], key)
+
+    def step(self, state: Observation, action: Int[Array, ""], key: Array) -> tuple[Observation, Step]:
+        return jax.lax.switch(self.which, [probe.environment.step for probe in NARROW], state, action, key)
+
+
+NARROW = [probe for probe in PROBES if probe.environment.width == 1]
+
+
+def shared(probe: Probe) -> Any:
+    """The world of a probe, as one that others share where it can be."""
+    return AnyNarrowProbe(which=jnp.asarray(NARROW.index(probe))) if probe in NARROW else probe.environment

@@ -21,6 +21,8 @@ from treadle.errors import InvalidSetting
 from treadle.loops.choose import make_offline_trainer, make_trainer
 from treadle.loops.rollout import make_spec
 
+pytestmark = pytest.mark.least_optimised
+
 _spec: Any = importlib.util.spec_from_file_location(
     "composition", Path(__file__).resolve().parent.parent / "docs" / "composition.py"
 )

@@ -25,6 +25,8 @@ from treadle.registry import as_float32, as_tree
 from treadle.spaces import Box, Discrete
 from treadle.types import Alarm, Step, select
 
+pytestmark = pytest.mark.least_optimised
+
 ALGORITHMS = registry.algorithms.names()
 WORLDS = registry.environments.names()
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from probes import PROBES
+from probes import PROBES, shared
 from treadle import DQN, CartPole
 from treadle.errors import InvalidSetting, UnsupportedSpace
 from treadle.loops import fused
@@ -20,6 +20,8 @@ from treadle.networks import ravel
 from treadle.registry import as_float32
 from treadle.spaces import Box
 from treadle.types import Transition
+
+pytestmark = pytest.mark.least_optimised
 
 PROBING = DQN(
     learning_rate=3e-3,
@@ -33,14 +35,16 @@ PROBING = DQN(
 )
 
 
+_compiled = jax.jit(fused.train, static_argnums=3)
+
+
 def _train(algorithm, world, updates, seed=0):
-    train = jax.jit(fused.train, static_argnums=3)
-    return train(as_float32(algorithm.prepared()), as_float32(world), seed_key(seed), updates)
+    return _compiled(as_float32(algorithm.prepared()), as_float32(world), seed_key(seed), updates)
 
 
 @pytest.mark.parametrize("probe", PROBES, ids=lambda probe: probe.name)
 def test_it_learns_the_known_values(probe):
-    state, _ = _train(PROBING, probe.environment, 3_000)
+    state, _ = _train(PROBING, shared(probe), 3_000)
     for obs, values in zip(*probe.values(PROBING.gamma), strict=True):
         np.testing.assert_allclose(state.algorithm.network(jnp.asarray(obs, jnp.float32)), values, atol=0.1)
 
@@ -48,14 +52,19 @@ def test_it_learns_the_known_values(probe):
 @pytest.mark.parametrize(
     "options",
     [
-        {"loss": "squared", "optimiser": "rmsprop", "max_grad_norm": None, "max_grad_value": 1.0},
-        {"tau": 0.05, "target_update_period": 1, "initialisation": "scaled", "activation": "tanh"},
+        {
+            "loss": "squared",
+            "optimiser": "rmsprop",
+            "max_grad_norm": None,
+            "max_grad_value": 1.0,
+            "epsilon_schedule": "exponential",
+            "epsilon_scale": 200.0,
+            "learning_rate_end": 1e-4,
+        },
+        {"tau": 0.05, "target_update_period": 1, "initialisation": "scaled", "activation": "tanh", "double": True},
         {"train_frequency": 4, "gradient_steps": 4, "num_envs": 3, "capacity": 1_001, "target_update_period": 50},
-        {"epsilon_schedule": "exponential", "epsilon_scale": 200.0, "learning_rate_end": 1e-4},
         {"optimiser": "sgd", "learning_rate": 0.05, "loss": "squared"},
-        {"double": True},
-        {"dueling": True},
-        {"prioritized": True},
+        {"dueling": True, "prioritized": True},
         {"prioritized": True, "priority_weights": "memory", "priority_clip": None, "num_envs": 3, "capacity": 501},
     ],
     ids=lambda options: "-".join(options),
@@ -100,6 +109,11 @@ def _rollout(count: int, reward: float = 1.0) -> Transition:
 
 
 @jax.jit
+def _begin(algorithm):
+    return algorithm.init(seed_key(0), _spec())
+
+
+@jax.jit
 def _update(algorithm, state, rollout, key):
     return algorithm.update(state, rollout, key)
 
@@ -121,7 +135,7 @@ def test_the_td_error_worked_by_hand():
 
 def test_nothing_is_learned_before_learning_starts():
     algorithm = as_float32(dataclasses.replace(PROBING, learning_starts=10))
-    state = algorithm.init(seed_key(0), _spec())
+    state = _begin(algorithm)
     before = state.network.vector
     for step in range(1, 13):
         state, metrics = _update(algorithm, state, _rollout(1), jax.random.key(step))
@@ -134,7 +148,7 @@ def test_nothing_is_learned_before_learning_starts():
 def test_the_target_is_copied_on_time_whatever_the_stride(period, stride):
     """A period that is no multiple of the environments still fires, once for each multiple that is passed."""
     algorithm = as_float32(dataclasses.replace(PROBING, target_update_period=period, learning_starts=0))
-    state = algorithm.init(seed_key(0), _spec())
+    state = _begin(algorithm)
     for round_ in range(1, 40):
         old = state
         state, _ = _update(algorithm, state, _rollout(stride), jax.random.key(round_))
@@ -147,8 +161,8 @@ def test_the_target_is_copied_on_time_whatever_the_stride(period, stride):
 
 def test_a_soft_target_is_the_average():
     algorithm = as_float32(dataclasses.replace(PROBING, tau=0.1, target_update_period=1, learning_starts=0))
-    old = algorithm.init(seed_key(0), _spec())
-    new, _ = algorithm.update(old, _rollout(2), jax.random.key(0))
+    old = _begin(algorithm)
+    new, _ = _update(algorithm, old, _rollout(2), jax.random.key(0))
     expected = 0.9 * old.target_network.vector + 0.1 * new.network.vector
     np.testing.assert_allclose(new.target_network.vector, expected, atol=1e-7)
 
@@ -177,7 +191,7 @@ def test_schedules_follow_environment_steps():
 
 def test_the_learning_rate_is_annealed_over_the_run():
     algorithm = as_float32(dataclasses.replace(PROBING, learning_rate=1.0, learning_rate_end=0.0))
-    state = algorithm.init(seed_key(0), _spec())
+    state = _begin(algorithm)
     for step, rate in ((0, 1.0), (250, 0.75), (1_000, 0.0), (1_500, 0.0)):
         at = state._replace(step=state.step._replace(value=jnp.asarray(step)))
         assert float(algorithm.learning_rate_at(at)) == pytest.approx(rate)
@@ -195,7 +209,7 @@ def test_a_network_of_the_users_own():
 
 def test_evaluation_is_greedy_unless_told_otherwise():
     algorithm = as_float32(dataclasses.replace(PROBING, epsilon_start=1.0))
-    policy = algorithm.policy(algorithm.init(seed_key(0), _spec()))
+    policy = algorithm.policy(_begin(algorithm))
     obs = jnp.tile(jnp.array([[0.1, 0.2, 0.0, 0.3]]), (500, 1))
     action, _, _ = algorithm.act(policy, (), obs, jax.random.key(0), explore=False)
     assert len(np.unique(action)) == 1

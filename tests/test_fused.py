@@ -18,11 +18,30 @@ from treadle.loops.seeding import purpose, seed_key
 from treadle.loops.seeds import FusedSeeds
 from treadle.registry import as_float32
 
-SMALL = DQN(capacity=300, batch_size=16, learning_starts=64, target_update_period=50, hidden_sizes=(16,), num_envs=2)
+SMALL = DQN(
+    capacity=300,
+    batch_size=16,
+    learning_starts=64,
+    target_update_period=50,
+    hidden_sizes=(16,),
+    initialisation="scaled",
+    num_envs=2,
+)
+CHUNK = 60
+"""Updates in one call, the same in most tests, which so share the compiled program. Both branches are taken, and the
+target network is moved."""
+
+_compiled_init = jax.jit(fused.init, static_argnums=3)
+_compiled_advance = jax.jit(fused.advance, static_argnums=3)
+_train = jax.jit(fused.train, static_argnums=3)
 
 
-def _advance(algorithm, state, count):
-    return jax.jit(fused.advance, static_argnums=3)(algorithm, as_float32(CartPole()), state, count)
+def _init(algorithm, key):
+    return _compiled_init(algorithm, as_float32(CartPole()), key, 400)
+
+
+def _advance(algorithm, state, count=CHUNK):
+    return _compiled_advance(algorithm, as_float32(CartPole()), state, count)
 
 
 def _equal(a, b):
@@ -35,35 +54,14 @@ def _equal(a, b):
 
 def test_a_chunked_run_is_the_run():
     algorithm = as_float32(SMALL)
-    state = fused.init(algorithm, as_float32(CartPole()), seed_key(3), 400)
-    whole, record = _advance(algorithm, state, 120)
-    part, first = _advance(algorithm, state, 40)
+    state = _init(algorithm, seed_key(3))
+    whole, record = _advance(algorithm, state, 3 * CHUNK)
+    part, first = _advance(algorithm, state)
     for _ in range(2):
-        part, record_of_part = _advance(algorithm, part, 40)
+        part, record_of_part = _advance(algorithm, part)
     _equal(whole, part)
-    np.testing.assert_array_equal(record.metrics["loss"].total[80:], record_of_part.metrics["loss"].total)
-    np.testing.assert_array_equal(record.episodes.lengths[:40], first.episodes.lengths)
-
-
-def test_jit_equals_eager():
-    algorithm = as_float32(dataclasses.replace(SMALL, learning_starts=4, hidden_sizes=(4,)))
-    state = fused.init(algorithm, as_float32(CartPole()), seed_key(1), 40)
-    compiled, _ = _advance(algorithm, state, 4)
-    with jax.disable_jit():
-        eager, _ = fused.advance(algorithm, as_float32(CartPole()), state, 4)
-    np.testing.assert_allclose(eager.algorithm.network.vector, compiled.algorithm.network.vector, atol=1e-6)
-    np.testing.assert_array_equal(eager.algorithm.memory.size.value, compiled.algorithm.memory.size.value)
-
-
-def test_vmap_over_seeds_equals_a_loop_over_seeds():
-    algorithm, world = as_float32(SMALL), as_float32(CartPole())
-    keys = jnp.stack([seed_key(0, i) for i in range(3)])
-    train = jax.jit(fused.train, static_argnums=3)
-    together, record = jax.jit(jax.vmap(lambda key: fused.train(algorithm, world, key, 100)))(keys)
-    for i, key in enumerate(keys):
-        alone, alone_record = train(algorithm, world, key, 100)
-        np.testing.assert_allclose(together.algorithm.network.vector[i], alone.algorithm.network.vector, atol=1e-4)
-        np.testing.assert_array_equal(record.episodes.lengths[i], alone_record.episodes.lengths)
+    np.testing.assert_array_equal(record.metrics["loss"].total[2 * CHUNK :], record_of_part.metrics["loss"].total)
+    np.testing.assert_array_equal(record.episodes.lengths[:CHUNK], first.episodes.lengths)
 
 
 @pytest.mark.parametrize("layout", ["map", "vmap"])
@@ -71,10 +69,10 @@ def test_seeds_over_devices_equal_single_seeds(layout):
     """Three seeds on two devices: the padding shows nowhere."""
     algorithm, world = as_float32(SMALL), as_float32(CartPole())
     trainer = FusedSeeds(algorithm, world, 400, seed=5, num_seeds=3, layout=layout)
-    record = trainer.advance(60)
+    record = trainer.advance(CHUNK)
     assert record.episodes.lengths.shape[0] == 3
     for i in range(3):
-        alone, _ = _advance(algorithm, fused.init(algorithm, world, seed_key(5, i), 400), 60)
+        alone, _ = _advance(algorithm, _init(algorithm, seed_key(5, i)))
         np.testing.assert_allclose(trainer.state.algorithm.network.vector[i], alone.algorithm.network.vector, atol=2e-5)
     policies = trainer.policies()
     assert policies.network.vector.shape[0] == 3
@@ -83,12 +81,12 @@ def test_seeds_over_devices_equal_single_seeds(layout):
 def test_restoring_a_state_goes_on_exactly():
     algorithm, world = as_float32(SMALL), as_float32(CartPole())
     through = FusedSeeds(algorithm, world, 400, num_seeds=3)
-    through.advance(50)
+    through.advance(CHUNK)
     middle = jax.device_get(through.state)
-    through.advance(50)
+    through.advance(CHUNK)
     resumed = FusedSeeds(algorithm, world, 400, seed=77, num_seeds=3)
     resumed.restore(jax.tree.map(jnp.asarray, middle))
-    resumed.advance(50)
+    resumed.advance(CHUNK)
     _equal(through.state, resumed.state)
 
 
@@ -104,17 +102,6 @@ def test_a_changed_float_option_compiles_nothing_anew():
     assert compiled._cache_size() == first
     FusedSeeds(as_float32(dataclasses.replace(SMALL, double=True)), world, 400).advance(7)
     assert compiled._cache_size() == first + 1
-
-
-def test_a_stack_of_algorithms_is_a_sweep():
-    world = as_float32(CartPole())
-    sweep = [as_float32(dataclasses.replace(SMALL, learning_rate=rate)) for rate in (1e-4, 1e-2)]
-    stacked = jax.tree.map(lambda *x: jnp.stack(x), *sweep)
-    together = jax.jit(jax.vmap(lambda a: fused.train(a, world, seed_key(0), 80)[0]))(stacked)
-    for i, algorithm in enumerate(sweep):
-        alone, _ = jax.jit(fused.train, static_argnums=3)(algorithm, world, seed_key(0), 80)
-        np.testing.assert_allclose(together.algorithm.network.vector[i], alone.algorithm.network.vector, atol=1e-4)
-    assert not np.allclose(together.algorithm.network.vector[0], together.algorithm.network.vector[1])
 
 
 def test_side_by_side_no_branch_copies_the_replay_memory():
@@ -182,3 +169,37 @@ def test_a_reset_really_resets_and_seeds_share_no_stream():
     assert not jnp.array_equal(
         jax.random.key_data(purpose(seed_key(0), "train")), jax.random.key_data(purpose(seed_key(0), "evaluate"))
     )
+
+
+@pytest.mark.least_optimised
+def test_jit_equals_eager():
+    algorithm = as_float32(dataclasses.replace(SMALL, learning_starts=4, hidden_sizes=(4,)))
+    state = _init(algorithm, seed_key(1))
+    compiled, _ = _advance(algorithm, state, 4)
+    with jax.disable_jit():
+        eager, _ = fused.advance(algorithm, as_float32(CartPole()), state, 4)
+    np.testing.assert_allclose(eager.algorithm.network.vector, compiled.algorithm.network.vector, atol=1e-6)
+    np.testing.assert_array_equal(eager.algorithm.memory.size.value, compiled.algorithm.memory.size.value)
+
+
+@pytest.mark.least_optimised
+def test_vmap_over_seeds_equals_a_loop_over_seeds():
+    algorithm, world = as_float32(SMALL), as_float32(CartPole())
+    keys = jnp.stack([seed_key(0, i) for i in range(3)])
+    together, record = jax.jit(jax.vmap(lambda key: fused.train(algorithm, world, key, 100)))(keys)
+    for i, key in enumerate(keys):
+        alone, alone_record = _train(algorithm, world, key, 100)
+        np.testing.assert_allclose(together.algorithm.network.vector[i], alone.algorithm.network.vector, atol=1e-4)
+        np.testing.assert_array_equal(record.episodes.lengths[i], alone_record.episodes.lengths)
+
+
+@pytest.mark.least_optimised
+def test_a_stack_of_algorithms_is_a_sweep():
+    world = as_float32(CartPole())
+    sweep = [as_float32(dataclasses.replace(SMALL, learning_rate=rate)) for rate in (1e-4, 1e-2)]
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), *sweep)
+    together = jax.jit(jax.vmap(lambda a: fused.train(a, world, seed_key(0), 100)[0]))(stacked)
+    for i, algorithm in enumerate(sweep):
+        alone, _ = _train(algorithm, world, seed_key(0), 100)
+        np.testing.assert_allclose(together.algorithm.network.vector[i], alone.algorithm.network.vector, atol=1e-4)
+    assert not np.allclose(together.algorithm.network.vector[0], together.algorithm.network.vector[1])

@@ -22,6 +22,8 @@ from treadle.registry import as_float32, as_tree
 from treadle.spaces import Box, Discrete
 from treadle.types import Spec, Step, Transition, space_spec
 
+pytestmark = pytest.mark.least_optimised
+
 make = registry.algorithms.make
 SHORT = {"max_episode_length": 8}
 LEARNERS: dict[str, dict[str, Any]] = {"td-0": {}, "td-lambda": {}, "lambda-return": SHORT, "mc-prediction": SHORT}

@@ -7,16 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from probes import PROBES, Probe
+from probes import PROBES, Probe, shared
 from treadle.environments.base import Environment
 
 GAMMA = 0.7
 
 
-@pytest.mark.parametrize("probe", PROBES, ids=lambda p: p.name)
-def test_the_known_values_solve_the_bellman_equation_on_every_transition(probe: Probe):
-    world = probe.environment
-    assert isinstance(world, Environment)
+@jax.jit
+def _episodes(world, keys):
+    """Episodes of 8 random steps, going on past their end: observations, actions, steps, and whether it had not yet
+    come."""
 
     def episode(key):
         state, obs = world.reset(key)
@@ -29,7 +29,14 @@ def test_the_known_values_solve_the_bellman_equation_on_every_transition(probe: 
 
         return jax.lax.scan(one, (state, obs, jnp.array(True)), jax.random.split(key, 8))[1]
 
-    obs, action, step, alive = jax.jit(jax.vmap(episode))(jax.random.split(jax.random.key(0), 64))
+    return jax.vmap(episode)(keys)
+
+
+@pytest.mark.parametrize("probe", PROBES, ids=lambda p: p.name)
+def test_the_known_values_solve_the_bellman_equation_on_every_transition(probe: Probe):
+    world = shared(probe)
+    assert isinstance(world, Environment) and isinstance(probe.environment, Environment)
+    obs, action, step, alive = _episodes(world, jax.random.split(jax.random.key(0), 64))
     known_obs, values = probe.values(GAMMA)
 
     def lookup(obs):

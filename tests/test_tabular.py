@@ -34,6 +34,8 @@ from treadle.registry import as_float32, as_tree
 from treadle.spaces import Box, Discrete
 from treadle.types import Alarm, Mean, Step, Transition, space_spec
 
+pytestmark = pytest.mark.least_optimised
+
 METHODS = [
     QLearning(),
     Sarsa(),

@@ -23,6 +23,8 @@ from treadle.run import Run
 from treadle.settings import Preset
 from treadle.spaces import Box
 
+pytestmark = pytest.mark.least_optimised
+
 FLAGS = "--preset none --learning-starts 50 --batch-size 8 --capacity 150 --hidden-sizes 8 --target-update-period 30"
 TRAIN = ["train", "dqn", "Pendulum-v1", *FLAGS.split(), "--discretise-actions", "5", "--reward-scale", "0.125"]
 
