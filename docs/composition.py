@@ -131,7 +131,7 @@ INTRODUCTION = """Written by `python docs/composition.py`; [a test](../tests/tes
 asserts that the page is true. Each cell of the table says in how many of {runs} runs the two options of DQN were set
 together; in each run every seed must find the way through a corridor, and none of its values may exceed the best
 policy's. The runs cover all pairs: both set, both left, and one of the two. `no` is refused in a sentence, and `or` is
-a choice between two values of one setting.
+a choice between two that stand for one another.
 """
 
 

@@ -269,7 +269,7 @@ def test_the_fused_loop_keeps_what_it_saw_and_learned_from(whole):
     np.testing.assert_array_equal(data.reward, answer.reward, err_msg="the world's own")
     np.testing.assert_array_equal(data.terminated, answer.terminated)
     np.testing.assert_allclose(tables(whole), learned_by_hand(data, 16, 4), atol=1e-5)
-    assert not (whole / "data").exists(), "the parts are in the file"
+    assert not (whole / recording.FOLDER).exists(), "the parts are in the file"
 
 
 def test_the_host_loop_keeps_what_it_saw_and_learned_from(tmp_path):
@@ -312,7 +312,7 @@ def test_keeping_them_changes_nothing_else(whole, tmp_path):
     assert train(tmp_path / "run") == 0
     assert timeless(tmp_path / "run") == timeless(whole)
     np.testing.assert_array_equal(tables(tmp_path / "run"), tables(whole))
-    assert not (tmp_path / "run" / "data").exists()
+    assert not (tmp_path / "run" / recording.FOLDER).exists()
 
 
 def timeless(folder: Path) -> list[dict]:
@@ -438,10 +438,47 @@ def test_a_place_that_is_taken_is_refused_before_training(whole, tmp_path, capsy
         assert not same_rows(path, whole.parent / "data.safetensors")
 
 
-def test_the_runs_own_folder_for_its_parts_is_no_place_for_the_file(tmp_path, capsys):
-    assert train(tmp_path / "run", "--save-data", str(tmp_path / "run" / "data")) == 2
-    assert "is where a run keeps its transitions until its end" in capsys.readouterr().err
+@pytest.mark.parametrize("place", ["", "run.json", recording.FOLDER, "checkpoints/mine.safetensors"])
+def test_what_a_run_keeps_itself_is_no_place_for_the_file(tmp_path, capsys, place):
+    assert train(tmp_path / "run", "--save-data", str(tmp_path / "run" / place)) == 2
+    assert "keeps its own files" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_data_that_would_be_replaced_with_the_run_is_refused(whole, tmp_path, capsys):
+    assert train(tmp_path / "run") == 0
+    data = tmp_path / "run" / "figures" / "data.safetensors"
+    data.parent.mkdir()
+    data.write_bytes((whole.parent / "data.safetensors").read_bytes())
+    assert train(tmp_path / "run", "--data", str(data), "--overwrite") == 2
+    assert "keeps its own files" in capsys.readouterr().err and data.exists()
+
+
+def test_a_row_leads_to_the_next_only_where_that_one_begins_with_its_successor():
+    """As where a run in Gymnasium was resumed: the episode at hand is cut off there, without an end."""
+    obs, next_obs = [0, 1, 0, 1, 5, 6], [1, 2, 1, 2, 6, 7]
+    flags = [False] * 6
+    given: Any = {"obs": obs, "action": flags, "reward": [1.0] * 6, "next_obs": next_obs, "terminated": flags}
+    assert Dataset(**given, lengths=[4, 2]).episode_lengths.tolist() == [2, 2, 2]
+    assert Dataset(**given, lengths=[3, 3]).episode_lengths.tolist() == [2, 1, 1, 2]
+    assert Dataset(**given).episode_lengths.tolist() == [2, 2, 2]
+
+
+@pytest.mark.parametrize("value", [0.5, 300, -1])
+def test_numbers_that_an_image_cannot_hold_are_refused(value):
+    one: Any = {"action": [0], "reward": [0.0], "next_obs": [[1, 2]], "terminated": [True]}
+    image = Box(0, 255, (2,), np.uint8)
+    assert Dataset(obs=[[3.0, 255.0]], **one).fitted(image, Discrete(2)).obs.tolist() == [[3, 255]]
+    with pytest.raises(DatasetError, match=r"obs of row 0 .*whole numbers from 0 to 255"):
+        Dataset(obs=[[value, 2]], **one).fitted(image, Discrete(2))
+
+
+def test_ragged_arrays_are_refused():
+    one: Any = {"action": [0, 0], "reward": [0.0, 0.0], "next_obs": [[1], [2]], "terminated": [True, True]}
+    with pytest.raises(DatasetError, match="obs is no array"):
+        Dataset(obs=[[1, 2], [3]], **one)
+    with pytest.raises(DatasetError, match=r"lengths.*whole numbers"):
+        Dataset(obs=[[1], [3]], lengths=[1.5, 0.5], **one)  # pyright: ignore[reportArgumentType]
 
 
 def test_a_run_in_python_keeps_them_too(whole, tmp_path):

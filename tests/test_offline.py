@@ -290,11 +290,15 @@ def test_methods_that_cannot_know_are_refused_too(in_the_maze):
         make_offline_trainer(Own(), "Maze", in_the_maze, 100)
 
 
+def test_a_time_limit_has_no_say(in_the_maze):
+    learned = [Agent(QLearning(), world).learn_from(in_the_maze, 100) for world in ("Maze", wrap("Maze", time_limit=9))]
+    first, second = (agent.policy.q.weights for agent in learned)
+    np.testing.assert_array_equal(first, second)
+
+
 def test_data_that_does_not_fit_is_refused(in_the_maze):
     with pytest.raises(DatasetError, match=r"obs has the shape \(600,\)"):
         Agent(DQN(), "CartPole-v1").learn_from(in_the_maze, 100)
-    with pytest.raises(InvalidSetting, match=r"time_limit .* was 9, and stored data"):
-        Agent(QLearning(), wrap("Maze", time_limit=9)).learn_from(in_the_maze, 100)
     with pytest.raises(InvalidSetting, match=r"total_timesteps .* was 0"):
         Agent(QLearning(), "Maze").learn_from(in_the_maze, 0)
     torque = {"obs": np.zeros((3, 3)), "next_obs": np.zeros((3, 3)), "reward": np.zeros(3), "terminated": np.zeros(3)}
@@ -410,7 +414,6 @@ def test_plots_and_comparisons_of_a_run_without_episodes(copy, tmp_path, capsys)
         ("q-learning Maze --data absent", "there is no data file absent"),
         ("q-learning Maze --data DATA --save-data x", "Leave one of them out"),
         ("q-learning Maze --data DATA --watch", "--watch shows a learner that acts"),
-        ("q-learning Maze --data DATA --time-limit 5", "time_limit (--time-limit) was 5"),
         ("dqn CartPole-v1 --data DATA", "the data's obs has the shape (600,)"),
         ("sarsa Maze --data DATA", "sarsa is on-policy"),
         ("td-0 Maze --data DATA", "--behaviour"),

@@ -168,8 +168,10 @@ def _resume(argv: list[str]) -> None:
     tune_cpu()
     trainer = run.trainer()
     step = run.restore(trainer, Path(options.checkpoint) if options.checkpoint else None)
-    if step >= config.total_timesteps and recording.is_unfinished(run):
+    if step >= run.config.total_timesteps and recording.is_unfinished(run):
         recording.put_together(run, trainer.spec, step)
+        trainer.close()
+        run.save_info(status="finished")
         return print(f"The run had finished. Transitions: {config.save_data}")
     if step >= config.total_timesteps:
         raise TreadleError(

@@ -43,8 +43,8 @@ class Dataset:
     from 0 where they are discrete. `next_obs` is the true successor, also where an episode ends. `terminated` (a
     terminal state) stops bootstrapping, `truncated` (a time limit) does not.
 
-    `lengths` are the rows of each stream, one after the other: what is last of its stream does not lead to the row
-    behind it. Where they are not given, a row leads to the next if its `next_obs` is that row's `obs`.
+    A row leads to the next if its `next_obs` is that row's `obs`, and it does not end its episode. `lengths` are the
+    rows of each stream, one after the other: what is last of its stream does not lead to the row behind it either.
 
     Raises `DatasetError` for arrays that do not fit together.
     """
@@ -72,9 +72,11 @@ class Dataset:
         given = np.zeros_like(self.terminated) if truncated is None else _flags("truncated", truncated)
         self._check_shapes(given)
         self.truncated: Bool[np.ndarray, " N"] = given & ~self.terminated
-        self.lengths = None if lengths is None else np.asarray(lengths, np.int64)
+        self.lengths = None if lengths is None else _as_array("lengths", lengths)
         self.environment, self.made_by = environment, dict(made_by or {})
         self.observation_space, self.action_space = observation_space, action_space
+        if self.lengths is not None and self.lengths.dtype.kind not in "iu":
+            raise DatasetError(f"lengths, the rows of each stream, must be whole numbers; it was {lengths}.")
         if self.lengths is not None and (self.lengths.sum() != len(self) or (self.lengths < 0).any()):
             raise DatasetError(
                 f"lengths, the rows of each stream, add up to {self.lengths.sum():,}; there are {len(self):,} rows."
@@ -112,11 +114,10 @@ class Dataset:
         last[-1] = True
         if self.lengths is not None:
             last[np.cumsum(self.lengths[self.lengths > 0]) - 1] = True
-        else:
-            for i in range(0, len(self) - 1, BLOCK):
-                rows = slice(i, min(i + BLOCK, len(self) - 1))
-                leads = self.next_obs[rows] == self.obs[rows.start + 1 : rows.stop + 1]
-                last[rows] |= ~leads.reshape(len(leads), -1).all(1)
+        for i in range(0, len(self) - 1, BLOCK):
+            rows = slice(i, min(i + BLOCK, len(self) - 1))
+            leads = self.next_obs[rows] == self.obs[rows.start + 1 : rows.stop + 1]
+            last[rows] |= ~leads.reshape(len(leads), -1).all(1)
         return np.diff(np.flatnonzero(last) + 1, prepend=0)
 
     @property
@@ -164,7 +165,8 @@ class Dataset:
     def fitted(self, observation_space: Space, action_space: Space) -> Dataset:
         """The same in the dtypes of an environment's spaces.
 
-        Raises `DatasetError` where they are of other spaces, or hold what is in none.
+        Raises `DatasetError` where they are of other spaces, or hold numbers that are not finite or do not fit the
+        dtype; the bounds of a `Box` are not asked.
         """
         _check_space("observations", self.observation_space, observation_space)
         _check_space("actions", self.action_space, action_space)
@@ -282,7 +284,8 @@ def _refuse_strangers(path: Path) -> None:
 
 
 def check_bytes(path: Path) -> None:
-    """Raise `DatasetError` where the tensors do not match the checksum that Treadle wrote."""
+    """Raise `DatasetError` where the header is damaged, or the tensors do not match the checksum that Treadle wrote."""
+    read_about(path)
     with safe_open(path, framework="numpy") as file:
         expected = file.metadata().get("treadle_data_checksum")
     found = 0
@@ -300,9 +303,16 @@ def _damaged(path: Path, why: Any) -> DatasetError:
     )
 
 
+def _as_array(name: str, given: Any) -> np.ndarray:
+    try:
+        return np.asarray(given)
+    except (TypeError, ValueError):
+        raise DatasetError(f"{name} is no array: its rows are of different shapes.") from None
+
+
 def _array(name: str, given: Any) -> np.ndarray:
     """In 32 bits, but bytes and bools as they are."""
-    x = np.asarray(given)
+    x = _as_array(name, given)
     if x.dtype.kind == "f":
         return x.astype(np.float32, copy=False)
     if x.dtype.kind in "iu" and x.dtype != np.uint8:
@@ -315,7 +325,7 @@ def _array(name: str, given: Any) -> np.ndarray:
 
 
 def _flags(name: str, given: Any) -> np.ndarray:
-    x = np.asarray(given)
+    x = _as_array(name, given)
     if x.dtype != np.bool_ and not np.isin(x, (0, 1)).all():
         raise DatasetError(f"{name} holds other values than true and false, 1 and 0.")
     return x.astype(np.bool_)
@@ -354,7 +364,7 @@ def _alike(one: Space, other: Space) -> bool:
 def _bound(given: Any) -> np.ndarray:
     """The largest float stands for infinity in some of Gymnasium's spaces."""
     x = np.asarray(given, np.float64)
-    return np.where(np.abs(x) > 1e30, np.sign(x) * np.inf, x)
+    return np.where(np.abs(x) > 1e30, np.copysign(np.inf, x), x)
 
 
 def _named(space: Space) -> str:
@@ -373,6 +383,10 @@ def _fitted(name: str, x: np.ndarray, space: Space) -> np.ndarray:
             _refuse(name, x, x != np.floor(x) if x.dtype.kind == "f" else np.ones(x.shape, np.bool_), "a whole number")
         counted = ", counted from 0" if name == "action" and space.start else ""
         _refuse(name, x, (x < first) | (x >= first + space.n), f"from {first} to {first + space.n - 1}{counted}")
+    elif np.issubdtype(space.dtype, np.integer):
+        info = np.iinfo(space.dtype)
+        fits = (x == np.floor(x)) & (x >= info.min) & (x <= info.max)
+        _refuse(name, x, ~fits, f"whole numbers from {info.min} to {info.max}")
     elif x.dtype.kind == "f":
         _refuse(name, x, ~np.isfinite(x), "finite")
     return x.astype(space.dtype, copy=False)

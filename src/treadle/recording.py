@@ -23,7 +23,7 @@ from treadle.types import Spec, Transition
 if TYPE_CHECKING:
     from treadle.run import Run
 
-FOLDER = "data"
+FOLDER = "transitions"
 BUFFER_BYTES = 1 << 26
 """Parts are written when the rows in memory have come to so much, and with each checkpoint."""
 
@@ -48,7 +48,10 @@ class Recording:
         self._start = self._end = step
         self._columns: list[Transition] = []
         self._bytes = 0
-        (run.folder / FOLDER).mkdir(exist_ok=True)
+        try:
+            (run.folder / FOLDER).mkdir(exist_ok=True)
+        except OSError as error:
+            raise DatasetError(f"the folder {run.folder / FOLDER} cannot be made: {error.strerror}.") from None
 
     def add(self, data: Transition, end: int) -> None:
         """The transitions `[S, N, T, B, ...]` of the steps up to `end`."""
@@ -103,6 +106,7 @@ def check(run: Run, step: int) -> None:
     for part, until in _chosen(run, step):
         if part.start > reached:
             break
+        _lengths_until(run, part, until)
         reached = until
     if reached < step:
         raise DatasetError(
@@ -136,7 +140,7 @@ def put_together(run: Run, spec: Spec, step: int) -> None:
     chosen = list(_chosen(run, step))
     for part, _ in chosen:
         dataset.check_bytes(part.path)
-    taken = [_lengths_until(part, until) for part, until in chosen]
+    taken = [_lengths_until(run, part, until) for part, until in chosen]
     lengths = np.sum(taken, axis=0)
     target = Path(str(run.config.save_data))
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -191,15 +195,16 @@ def _chosen(run: Run, step: int) -> Iterator[tuple[Part, int]]:
         yield part, min(part.end, later)
 
 
-def _lengths_until(part: Part, step: int) -> list[int]:
-    """Rows of each stream of a part up to a step."""
+def _lengths_until(run: Run, part: Part, step: int) -> list[int]:
+    """Rows of each stream of a part up to a step. Raises `DatasetError` where the part is damaged or cannot be cut."""
     lengths = dataset.read_about(part.path)["lengths"]
     if step == part.end:
         return lengths
-    rows = (step - part.start) * lengths[0] // (part.end - part.start)
-    if any(n != lengths[0] for n in lengths) or rows * (part.end - part.start) != (step - part.start) * lengths[0]:
-        raise DatasetError(f"{part.path} cannot be cut at step {step:,}, because its streams are of unequal lengths.")
-    return [rows] * len(lengths)
+    num_envs = int(run.info["settings"]["num_envs"])
+    # Where rows that did not count were left out, they do not tell the step at which they were seen.
+    if any(n * num_envs != part.end - part.start for n in lengths) or (step - part.start) % num_envs:
+        raise DatasetError(f"{part.path} cannot be cut at step {step:,}, because its streams lack rows of some steps.")
+    return [(step - part.start) // num_envs] * len(lengths)
 
 
 def _is_own(run: Run, path: Path) -> bool:

@@ -98,10 +98,7 @@ class Run:
         files = {name: getattr(config, name) for name in ("save_data", "data")}
         absolute = {name: file and str(Path(file).absolute()) for name, file in files.items()}
         config = dataclasses.replace(config, **absolute)
-        if config.save_data == str((folder / recording.FOLDER).absolute()):
-            raise TreadleError(
-                f"{config.save_data} is where a run keeps its transitions until its end: give another file."
-            )
+        _check_apart(folder, config)
         info = {
             "format": FORMAT,
             "command": shlex.join(command) if command else None,
@@ -316,6 +313,17 @@ def check_room(config: RunConfig) -> None:
             f"{folder} holds a run already. Go on with it (treadle resume {shlex.quote(str(folder))}), replace "
             "it (--overwrite), or give another folder with --out."
         )
+
+
+def _check_apart(folder: Path, config: RunConfig) -> None:
+    """Raise `TreadleError` where a file of transitions lies among what a run keeps, or replaces, in its own folder."""
+    own = [folder.absolute() / name for name in CONTENTS]
+    for flag, file in (("--save-data", config.save_data), ("--data", config.data)):
+        if file is None:
+            continue
+        path = Path(file)
+        if path == folder.absolute() or any(path == place or place in path.parents for place in own):
+            raise TreadleError(f"{flag} was given {file}, where the run in {folder} keeps its own files. Give another.")
 
 
 def write_whole(path: Path, text: str) -> None:

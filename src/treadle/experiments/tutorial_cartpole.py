@@ -1,4 +1,8 @@
-"""Two tutorials' DQN on CartPole, which they train until the pole stands for 500 steps, beside our own settings."""
+"""Two tutorials' DQN on CartPole, which they train until the pole stands for 500 steps, beside our own settings.
+
+All are trained for 100,000 steps. Fractions in the presets are of these, so that the second tutorial's epsilon falls
+over 1,800 steps instead of 900.
+"""
 
 from __future__ import annotations
 

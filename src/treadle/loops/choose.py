@@ -154,8 +154,9 @@ def make_offline_trainer(
     num_seeds: int = 1,
     loop: LoopName = "auto",
 ) -> OfflineSeeds:
-    """`num_seeds` fresh seeds that learn from stored transitions; of the environment only the spaces are asked for.
-    Without `data` they can only be looked at, as for evaluation.
+    """`num_seeds` fresh seeds that learn from stored transitions; of the environment only what it says of itself is
+    asked for, such as its spaces. A changed time limit has no say: the episodes of the data have ended already. Without
+    `data` the seeds can only be looked at, as for evaluation.
 
     Raises what `make_trainer` does, `InvalidSetting` for methods that cannot learn from another policy's data, and
     `DatasetError` for data that is not of this environment.
@@ -164,11 +165,6 @@ def make_offline_trainer(
     algorithm.check()
     check_learns_from_data(algorithm)
     world, wrappers = resolve(environment, loop), Task.of(environment).wrappers
-    if wrappers.time_limit != "own":
-        raise InvalidSetting(
-            f"time_limit (--time-limit) was {wrappers.time_limit}, and stored data (--data) has its episodes ended "
-            "already. Leave it out."
-        )
     if isinstance(world, Environment):
         spec = _spec_by_spaces(algorithm, world, total_timesteps)
     else:

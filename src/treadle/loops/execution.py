@@ -47,8 +47,8 @@ def compiler_options() -> dict[str, Any] | None:
 
     On a CPU, handing one operation after another to a pool of threads costs more than it gains: with one thread a
     device and operations in sequence, a step of DQN on CartPole takes 30 microseconds instead of 40. Full vector
-    width, where the processor has it, gains another twentieth, and so it does not to cut operations into tasks for
-    threads that are not there: replay alone takes half the time.
+    width, where the processor has it, gains another twentieth. So does leaving operations whole, which would be cut
+    into tasks for threads that are not there: replay alone takes half the time.
     """
     if jax.default_backend() != "cpu":
         return None
