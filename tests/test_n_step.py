@@ -15,6 +15,8 @@ from treadle.registry import as_float32
 from treadle.spaces import Box, Discrete
 from treadle.types import Transition, space_spec
 
+pytestmark = pytest.mark.least_optimised
+
 GAMMA = 0.5
 LENGTH, ENVS = 60, 2
 PLAIN = DQN(gamma=GAMMA, num_envs=ENVS, batch_size=1, learning_starts=1_000, hidden_sizes=())

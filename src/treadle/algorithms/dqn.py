@@ -32,8 +32,8 @@ class DQNState(NamedTuple):
     target_network: Raveled
     opt_state: optax.OptState
     memory: Any
-    recent: Transition
-    """The last `n_step - 1` rows, which wait for those that complete their returns."""
+    recent: Transition | None
+    """The last `n_step - 1` rows, which wait for those that complete their returns; none where `n_step` is 1."""
     waiting: Counter
     """How many of them there are."""
     running_max_q: Float[Array, ""]
@@ -219,13 +219,17 @@ class DQN(Algorithm):
     def init(self, key: Array, spec: Spec) -> DQNState:
         network = ravel(self.build_network(key, spec) if self.network is None else self.network)
         example = spec.example if self.n_step == 1 else spec.example._replace(extras=jnp.zeros(()))
-        waiting = spec.example._replace(valid=jnp.zeros((), jnp.bool_), extras=())
+        waiting, size = (
+            spec.example._replace(valid=jnp.zeros((), jnp.bool_), extras=()),
+            (self.n_step - 1, spec.num_envs),
+        )
         return DQNState(
             network=network,
             target_network=jax.tree.map(jnp.copy, network),
             opt_state=optimise.start(self.gradient_rule, network),
             memory=self.memory.init(example),
-            recent=jax.tree.map(lambda x: jnp.zeros((self.n_step - 1, spec.num_envs, *x.shape), x.dtype), waiting),
+            # Empty arrays in the state would cost the compiled loop time.
+            recent=None if self.n_step == 1 else jax.tree.map(lambda x: jnp.zeros((*size, *x.shape), x.dtype), waiting),
             waiting=Counter.zero(),
             running_max_q=jnp.zeros(()),
             step=Counter.zero(),
@@ -293,12 +297,12 @@ class DQN(Algorithm):
         loss = Mean(jnp.mean(losses), learning.astype(jnp.float32))
         return new, {"loss": loss, "max_q": max_q, "running_max_q": running, "epsilon": self.epsilon(state)}
 
-    def with_n_steps(self, state: DQNState, rollout: Transition) -> tuple[Transition, Transition]:
+    def with_n_steps(self, state: DQNState, rollout: Transition) -> tuple[Transition, Transition | None]:
         """The rows `[T, B]` whose n-step returns a rollout completes, the discount of their bootstrap among the extras,
         and the last `n_step - 1` rows, which wait for the next."""
         rollout, recent = rollout._replace(extras=()), state.recent
-        if self.n_step == 1:
-            return rollout, recent
+        if recent is None:
+            return rollout, None
         if rollout.valid is None:
             # From a counter, so that what memory counts stays alike in all seeds.
             waits = jnp.arange(self.n_step - 1) >= self.n_step - 1 - state.waiting.value
@@ -346,6 +350,8 @@ class DQN(Algorithm):
         return exploration.linear(self.learning_rate, self.learning_rate_end, state.total_timesteps, state.step.value)
 
     def begin_episodes(self, state: DQNState) -> DQNState:
+        if state.recent is None:
+            return state
         none = jnp.zeros(state.recent.reward.shape, jnp.bool_)
         return state._replace(recent=state.recent._replace(valid=none), waiting=Counter.zero())
 
