@@ -116,6 +116,14 @@ TUTORIAL = {
 }
 """What the tutorials' pages on the family of DQN have in common."""
 
+
+def after_a_full_memory(memory: int, steps: int, falling: int, **own: Any) -> dict[str, Any]:
+    """The settings of their comparisons: 20 units learn once the memory is full, and epsilon falls from the first step
+    until `falling` steps after that, of `steps` in all."""
+    filled = {"capacity": memory, "learning_starts": memory, "epsilon_fraction": (memory + falling) / steps}
+    return {**TUTORIAL, "gamma": 0.9, "hidden_sizes": [20], **filled, **own}
+
+
 NEGLIGIBLE = 1e-5
 """What is left of a reward's weight where the sum of discounted rewards is cut."""
 

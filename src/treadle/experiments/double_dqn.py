@@ -17,16 +17,9 @@ GAMMA, MEMORY, UPDATES, EVERY = 0.9, 3_000, 20_000, 100
 STEPS = MEMORY + UPDATES
 LATE, SETTLED = 5_000 // EVERY, 10_000 // EVERY
 """Looks by which the claims are judged: the last 5,000 steps, or all from step 10,000 on."""
-SETTINGS = {
-    **common.TUTORIAL,
-    "gamma": GAMMA,
-    "learning_rate": 0.005,
-    "capacity": MEMORY,
-    "learning_starts": MEMORY,
-    "target_update_period": 200,
-    "epsilon_fraction": (MEMORY + 900) / STEPS,
-    "hidden_sizes": [20],
-}
+SETTINGS = common.after_a_full_memory(
+    MEMORY, STEPS, falling=900, gamma=GAMMA, learning_rate=0.005, target_update_period=200
+)
 METHODS = {"natural": False, "double": True}
 
 

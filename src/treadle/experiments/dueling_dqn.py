@@ -15,16 +15,7 @@ from treadle.experiments import common
 MEMORY, UPDATES, EVERY = 3_000, 15_000, 100
 STEPS = MEMORY + UPDATES
 REWARD_SCALE = 0.1
-SETTINGS = {
-    **common.TUTORIAL,
-    "gamma": 0.9,
-    "learning_rate": 0.001,
-    "capacity": MEMORY,
-    "learning_starts": MEMORY,
-    "target_update_period": 200,
-    "epsilon_fraction": (MEMORY + 900) / STEPS,
-    "hidden_sizes": [20],
-}
+SETTINGS = common.after_a_full_memory(MEMORY, STEPS, falling=900, learning_rate=0.001, target_update_period=200)
 METHODS = {"natural": False, "dueling": True}
 
 

@@ -17,14 +17,7 @@ from treadle.experiments import common
 
 STEPS, MEMORY, EVERY, EPISODES = 120_000, 10_000, 50, 20
 SETTINGS = {
-    **common.TUTORIAL,
-    "gamma": 0.9,
-    "learning_rate": 0.005,
-    "capacity": MEMORY,
-    "learning_starts": MEMORY,
-    "target_update_period": 500,
-    "epsilon_fraction": (MEMORY + 18_000) / STEPS,
-    "hidden_sizes": [20],
+    **common.after_a_full_memory(MEMORY, STEPS, falling=18_000, learning_rate=0.005, target_update_period=500),
     "priority_alpha": 0.6,
     "priority_beta": 0.4,
     "priority_beta_end": 1.0,
