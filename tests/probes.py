@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from treadle import DQN
 from treadle.registry import as_tree
 from treadle.spaces import Box, Discrete
 from treadle.types import Step
@@ -220,3 +221,16 @@ NARROW = [probe for probe in PROBES if probe.environment.width == 1]
 def shared(probe: Probe) -> Any:
     """The world of a probe, as one that others share where it can be."""
     return AnyNarrowProbe(which=jnp.asarray(NARROW.index(probe))) if probe in NARROW else probe.environment
+
+
+PROBING = DQN(
+    learning_rate=3e-3,
+    gamma=0.8,
+    batch_size=32,
+    capacity=1_000,
+    learning_starts=100,
+    target_update_period=20,
+    epsilon_end=0.5,
+    hidden_sizes=(32,),
+)
+"""Learns each of them in some thousand steps."""

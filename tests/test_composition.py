@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from probes import PROBES
+from probes import PROBES, PROBING
 from treadle import DQN, Dataset
 from treadle.errors import InvalidSetting
 from treadle.loops.choose import make_offline_trainer, make_trainer
@@ -31,16 +31,6 @@ _spec.loader.exec_module(composition)
 
 RUNS = composition.runs()
 CORRIDOR = next(probe for probe in PROBES if "corridor" in probe.name)
-PLAIN = DQN(
-    learning_rate=3e-3,
-    gamma=0.8,
-    batch_size=32,
-    capacity=1_000,
-    learning_starts=100,
-    target_update_period=20,
-    epsilon_end=0.5,
-    hidden_sizes=(32,),
-)
 STEPS = 4_000
 
 
@@ -84,7 +74,7 @@ def data() -> Dataset:
 def trained(run: tuple[Any, ...], data: Dataset) -> Any:
     """A trainer that has made the run."""
     names = {option.name for option in run}
-    algorithm = dataclasses.replace(PLAIN, **{k: v for option in run for k, v in option.settings.items()})
+    algorithm = dataclasses.replace(PROBING, **{k: v for option in run for k, v in option.settings.items()})
     if composition.OWN_NETWORK in names:
         algorithm = dataclasses.replace(algorithm, network=eqx.nn.MLP(4, 2, 32, 1, key=jax.random.key(0)))
     seeds = 2 if composition.SEEDS in names else 1
@@ -102,7 +92,7 @@ def test_options_that_are_set_together_learn_together(run, data):
     """The values of n-step returns are those of the policy that acts, which is random half of the time; what is best
     stays best, and no value may exceed the best policy's."""
     trainer = trained(run, data)
-    obs, values = CORRIDOR.values(PLAIN.gamma)
+    obs, values = CORRIDOR.values(PROBING.gamma)
     for seed in range(trainer.num_seeds):
         state = jax.tree.map(lambda x, seed=seed: x[seed], trainer.state.algorithm)
         q = np.asarray(jax.vmap(state.network)(jnp.asarray(obs, jnp.float32)))
@@ -131,4 +121,4 @@ def test_what_is_refused_is_refused_in_a_sentence():
     assert list(composition.REFUSED) == [frozenset({"dueling heads", composition.OWN_NETWORK})]
     own = eqx.nn.MLP(4, 2, 32, 1, key=jax.random.key(0))
     with pytest.raises(InvalidSetting, match=r"dueling \(--dueling\) shapes the built-in network"):
-        DQN(dueling=True, network=own).check(make_spec(PLAIN, CORRIDOR.environment, 1))
+        DQN(dueling=True, network=own).check(make_spec(PROBING, CORRIDOR.environment, 1))

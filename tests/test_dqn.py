@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from probes import PROBES, shared
+from probes import PROBES, PROBING, shared
 from treadle import DQN, CartPole
 from treadle.errors import InvalidSetting, UnsupportedSpace
 from treadle.loops import fused
@@ -22,18 +22,6 @@ from treadle.spaces import Box
 from treadle.types import Transition
 
 pytestmark = pytest.mark.least_optimised
-
-PROBING = DQN(
-    learning_rate=3e-3,
-    gamma=0.8,
-    batch_size=32,
-    capacity=1_000,
-    learning_starts=100,
-    target_update_period=20,
-    epsilon_end=0.5,
-    hidden_sizes=(32,),
-)
-
 
 _compiled = jax.jit(fused.train, static_argnums=3)
 
