@@ -26,11 +26,11 @@ from treadle.algorithms.base import Algorithm
 from treadle.dataset import Dataset
 from treadle.environments.wrappers import Wrappers
 from treadle.errors import InvalidSetting, TreadleError
-from treadle.loops.execution import compiler_options, seed_mesh
+from treadle.loops.execution import compiler_options
 from treadle.loops.fused import Record
 from treadle.loops.rollout import Episodes
-from treadle.loops.seeding import purpose, seed_key
-from treadle.loops.seeds import Layout, padded, sharded, side_by_side
+from treadle.loops.seeding import purpose
+from treadle.loops.seeds import Layout, SpreadSeeds, each, sharded
 from treadle.types import Carry, Counter, Spec, Transition, select
 
 
@@ -56,14 +56,12 @@ class Rows(NamedTuple):
     """What acting remembers at an episode's start."""
 
 
-class OfflineSeeds:
+class OfflineSeeds(SpreadSeeds[OfflineState]):
     """Learning of `num_seeds` seeds from a dataset, a chunk of updates at a time.
 
     The same interface as `FusedSeeds`; a step is a row. There are no episodes in what `advance` returns. Without a
     dataset there is only a state, such as evaluation needs.
     """
-
-    exact_resume = True
 
     def __init__(
         self,
@@ -76,9 +74,7 @@ class OfflineSeeds:
         layout: Layout | None = None,
     ):
         """`dataset` is one that fits the spaces of `spec`; of the `wrappers` it is the rewards' that count."""
-        self.algorithm, self.spec, self.num_seeds = algorithm, spec, num_seeds
-        self._mesh = seed_mesh(num_seeds)
-        self._layout: Layout = layout or ("map" if jax.default_backend() == "cpu" else "vmap")
+        super().__init__(algorithm, spec, num_seeds, layout)
         carry = algorithm.init_carry(spec)
         self._rows = None
         if dataset is not None:
@@ -90,19 +86,8 @@ class OfflineSeeds:
 
             return jax.lax.map(one, keys)
 
-        keys = jnp.stack([seed_key(seed, i) for i in padded(num_seeds, self._mesh)])
         compiled = jax.jit(sharded(init, self._mesh), compiler_options=compiler_options())
-        self._state = compiled(algorithm, carry, jax.device_put(keys, self._sharding))
-
-    @property
-    def state(self) -> OfflineState:
-        """What a checkpoint keeps. `advance` may reuse its memory: copy what should outlive that."""
-        return jax.tree.map(lambda x: x[: self.num_seeds], self._state)
-
-    def restore(self, state: OfflineState) -> None:
-        """Go on from a state as `state` returned it."""
-        indices = jnp.asarray(padded(self.num_seeds, self._mesh))
-        self._state = jax.device_put(jax.tree.map(lambda x: x[indices], state), self._sharding)
+        self._state = compiled(algorithm, carry, self._keys(seed))
 
     def advance(self, num_updates: int) -> Record:
         """`num_updates` rollouts for every seed: metrics `[S, N]`, and episodes `[S, N, T, B]` of which none ended."""
@@ -110,21 +95,10 @@ class OfflineSeeds:
             raise TreadleError("this learner was made without the transitions that it is to learn from.")
         step = _compiled_advance(self._mesh, self._layout)
         self._state, metrics = step(self.algorithm, self._rows, self._state, num_updates)
-        metrics = jax.device_get(jax.tree.map(lambda x: x[: self.num_seeds], metrics))
+        metrics = jax.device_get(self._of_seeds(metrics))
         shape = (self.num_seeds, num_updates, self.algorithm.num_steps, self.algorithm.num_envs)
         none = np.broadcast_to(np.float32(0.0), shape), np.broadcast_to(np.int32(0), shape)
         return Record(metrics, Episodes(*none))
-
-    def policies(self) -> PyTree:
-        """What acting greedily needs, of all seeds."""
-        return self.algorithm.policy(self.state.algorithm)
-
-    def close(self) -> None:
-        """Nothing to release."""
-
-    @property
-    def _sharding(self) -> NamedSharding:
-        return NamedSharding(self._mesh, P("seeds"))
 
 
 def check_learns_from_data(algorithm: Algorithm) -> None:
@@ -243,7 +217,7 @@ def _compiled_advance(mesh: Mesh, layout: Layout) -> Any:
             def one(state):
                 return learn(algorithm, rows, state, num_updates)
 
-            return jax.lax.map(one, states) if layout == "map" else side_by_side(one, states)
+            return each(one, states, layout)
 
         return sharded(many, mesh)(algorithm, rows, states)
 

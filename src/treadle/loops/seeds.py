@@ -8,13 +8,13 @@ so that their `cond`s stay branches.
 from __future__ import annotations
 
 import functools
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
 from treadle.algorithms.base import Algorithm
 from treadle.environments.base import Environment
@@ -23,19 +23,58 @@ from treadle.loops.execution import compiler_options, seed_mesh
 from treadle.loops.fused import Record, TrainState
 from treadle.loops.rollout import make_spec
 from treadle.loops.seeding import seed_key
-from treadle.types import Counter
+from treadle.types import Counter, Spec
 
 Layout = Literal["map", "vmap"]
+State = TypeVar("State")
 
 
-class FusedSeeds:
-    """Training of `num_seeds` seeds in a JAX world, a chunk of updates at a time.
-
-    `state` is the `TrainState` of all seeds, stacked along a leading axis. What `advance` returns has the transitions
-    too if it is to `keep_data`.
-    """
+class SpreadSeeds(Generic[State]):
+    """`num_seeds` learners spread over the devices; `state` is stacked along a leading axis."""
 
     exact_resume = True
+    _state: State
+
+    def __init__(self, algorithm: Algorithm, spec: Spec, num_seeds: int, layout: Layout | None):
+        self.algorithm, self.spec, self.num_seeds = algorithm, spec, num_seeds
+        self._mesh = seed_mesh(num_seeds)
+        self._layout: Layout = layout or ("map" if jax.default_backend() == "cpu" else "vmap")
+
+    @property
+    def state(self) -> State:
+        """What a checkpoint keeps. `advance` may reuse its memory: copy what should outlive that."""
+        return self._of_seeds(self._state)
+
+    def restore(self, state: State) -> None:
+        """Go on from a state as `state` returned it."""
+        indices = jnp.asarray(padded(self.num_seeds, self._mesh))
+        self._state = jax.device_put(jax.tree.map(lambda x: x[indices], state), self._sharding)
+
+    def policies(self) -> PyTree:
+        """What acting greedily needs, of all seeds."""
+        state: Any = self.state
+        return self.algorithm.policy(state.algorithm)
+
+    def close(self) -> None:
+        """Nothing to release."""
+
+    def _keys(self, seed: int) -> Array:
+        """The key of each, with this base."""
+        return jax.device_put(
+            jnp.stack([seed_key(seed, i) for i in padded(self.num_seeds, self._mesh)]), self._sharding
+        )
+
+    def _of_seeds(self, tree: Any) -> Any:
+        """Without what fills up the devices."""
+        return jax.tree.map(lambda x: x[: self.num_seeds], tree)
+
+    @property
+    def _sharding(self) -> NamedSharding:
+        return NamedSharding(self._mesh, P("seeds"))
+
+
+class FusedSeeds(SpreadSeeds[TrainState]):
+    """Training of `num_seeds` seeds in a JAX world, a chunk of updates at a time."""
 
     def __init__(
         self,
@@ -47,42 +86,15 @@ class FusedSeeds:
         layout: Layout | None = None,
         keep_data: bool = False,
     ):
-        self.algorithm, self.environment = algorithm, environment
-        self.keep_data = keep_data
-        self.num_seeds = num_seeds
-        self.spec = make_spec(algorithm, environment, total_timesteps)
-        self._mesh = seed_mesh(num_seeds)
-        self._layout: Layout = layout or ("map" if jax.default_backend() == "cpu" else "vmap")
-        keys = jnp.stack([seed_key(seed, i) for i in padded(num_seeds, self._mesh)])
-        init = _compiled_init(self._mesh)
-        self._state = init(algorithm, environment, jax.device_put(keys, self._sharding), total_timesteps)
-
-    @property
-    def state(self) -> TrainState:
-        """What a checkpoint keeps. `advance` may reuse its memory: copy what should outlive that."""
-        return jax.tree.map(lambda x: x[: self.num_seeds], self._state)
-
-    def restore(self, state: TrainState) -> None:
-        """Go on from a state as `state` returned it."""
-        indices = jnp.asarray(padded(self.num_seeds, self._mesh))
-        self._state = jax.device_put(jax.tree.map(lambda x: x[indices], state), self._sharding)
+        super().__init__(algorithm, make_spec(algorithm, environment, total_timesteps), num_seeds, layout)
+        self.environment, self.keep_data = environment, keep_data
+        self._state = _compiled_init(self._mesh)(algorithm, environment, self._keys(seed), total_timesteps)
 
     def advance(self, num_updates: int) -> Record:
         """`num_updates` rounds of every seed: metrics `[S, N]`, episodes `[S, N, T, B]`, as NumPy arrays."""
         step = _compiled_advance(self._mesh, self._layout, *([True] if self.keep_data else []))
         self._state, record = step(self.algorithm, self.environment, self._state, num_updates)
-        return jax.device_get(jax.tree.map(lambda x: x[: self.num_seeds], record))
-
-    def policies(self) -> PyTree:
-        """What acting greedily needs, of all seeds."""
-        return self.algorithm.policy(self.state.algorithm)
-
-    def close(self) -> None:
-        """Nothing to release."""
-
-    @property
-    def _sharding(self) -> NamedSharding:
-        return NamedSharding(self._mesh, P("seeds"))
+        return jax.device_get(self._of_seeds(record))
 
 
 def padded(num_seeds: int, mesh: Mesh) -> list[int]:
@@ -108,7 +120,7 @@ def _compiled_advance(mesh: Mesh, layout: Layout, keep_data: bool = False) -> An
             def one(state):
                 return fused.advance(algorithm, environment, state, num_updates, keep_data)
 
-            return jax.lax.map(one, states) if layout == "map" else side_by_side(one, states)
+            return each(one, states, layout)
 
         return sharded(many, mesh)(algorithm, environment, states)
 
@@ -118,6 +130,11 @@ def _compiled_advance(mesh: Mesh, layout: Layout, keep_data: bool = False) -> An
 def sharded(function: Any, mesh: Mesh) -> Any:
     """A function of algorithm, environment, and keys or states of many seeds, these spread over the devices."""
     return jax.shard_map(function, mesh=mesh, in_specs=(P(), P(), P("seeds")), out_specs=P("seeds"), check_vma=False)
+
+
+def each(advance_one: Any, states: Any, layout: Layout) -> Any:
+    """A function of one seed's state, of all seeds: in turn, or side by side."""
+    return jax.lax.map(advance_one, states) if layout == "map" else side_by_side(advance_one, states)
 
 
 def side_by_side(advance_one: Any, states: TrainState) -> tuple[TrainState, Record]:
