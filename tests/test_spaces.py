@@ -120,3 +120,33 @@ def test_unbounded_numbers_are_drawn_from_a_normal_distribution():
     assert samples[:, 0].max() <= 1
     np.testing.assert_allclose(samples[:, 1].std(), 1.0, atol=0.06)
     np.testing.assert_allclose(samples[:, 1].mean(), 0.0, atol=0.08)
+
+
+BOXES = [Box(-2.0, 2.0, (1,)), Box((0.0, -3.0), (1.0, 5.0), (2,)), Box(((0.0, 1.0), (2.0, 3.0)), 4.0, (2, 2))]
+
+
+@pytest.mark.parametrize("box", BOXES, ids=str)
+def test_units_run_from_one_bound_to_the_other(box):
+    size = math.prod(box.shape)
+    low, high = (np.broadcast_to(np.asarray(b, np.float32), box.shape) for b in (box.low, box.high))
+    for unit, expected in ((-1.0, low), (0.0, (low + high) / 2), (1.0, high), (-7.0, low), (7.0, high)):
+        np.testing.assert_array_equal(box.from_unit(np.full(size, unit, np.float32)), expected)
+
+
+@pytest.mark.parametrize("box", BOXES, ids=str)
+def test_an_action_comes_back_as_the_units_it_was_made_of(box):
+    unit = jax.random.uniform(jax.random.key(0), (7, 5, math.prod(box.shape)), minval=-1.0, maxval=1.0)
+    made = box.from_unit(unit)
+    assert made.shape == (7, 5, *box.shape)
+    np.testing.assert_allclose(box.to_unit(made), unit, atol=1e-5)
+
+
+def test_a_number_with_one_value_only_has_a_place_in_units():
+    box = Box((0.0, 3.0), (1.0, 3.0), (2,))
+    np.testing.assert_array_equal(box.from_unit(np.array([0.0, 0.5], np.float32)), [0.5, 3.0])
+    np.testing.assert_array_equal(box.to_unit(np.array([0.5, 3.0], np.float32)), [0.0, -1.0])
+
+
+@pytest.mark.parametrize("low, high, bounded", [(0.0, 1.0, True), (-math.inf, 1.0, False), (0.0, (1.0, math.inf), False)])
+def test_bounded_means_on_either_side_of_every_number(low, high, bounded):
+    assert Box(low, high, (2,)).is_bounded is bounded

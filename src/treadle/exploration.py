@@ -1,4 +1,4 @@
-"""Ways to explore, and the schedules by which exploration fades."""
+"""Ways to explore."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
+
+from treadle.schedules import exponential, linear  # noqa: F401 - until DQN asks there
 
 
 def epsilon_greedy(key: Array, q: Float[Array, "B A"], epsilon: Float[Array, ""] | float) -> Int[Array, " B"]:
@@ -30,14 +32,9 @@ def epsilon_greedy_fair(key: Array, q: Float[Array, "B A"], epsilon: Float[Array
     return jnp.sum(up_to <= jnp.floor(which * up_to[:, -1])[:, None], axis=-1, dtype=jnp.int32)
 
 
-def linear(start: float | Array, end: float | Array, steps: float | Array, step: Int[Array, ""]) -> Float[Array, ""]:
-    """From `start` to `end` in `steps` steps, then `end`. With `steps` 0 it is `end` from the first step on."""
-    progress = jnp.where(steps > 0, step / jnp.maximum(steps, 1e-9), 1.0)
-    return start + (end - start) * jnp.clip(progress, 0.0, 1.0)
-
-
-def exponential(
-    start: float | Array, end: float | Array, scale: float | Array, step: Int[Array, ""]
-) -> Float[Array, ""]:
-    """end + (start - end) exp(-step / scale): `scale` steps bring it to 37% of the way up from `end`."""
-    return end + (start - end) * jnp.exp(-step / scale)
+def ornstein_uhlenbeck(
+    key: Array, x: Float[Array, "..."], theta: float | Array, sigma: float | Array, dt: float | Array
+) -> Float[Array, "..."]:
+    """The next value of noise that is drawn to 0 at the rate `theta` and pushed about with deviation `sigma` per root
+    of time, `dt` later (Uhlenbeck and Ornstein 1930; Lillicrap et al. 2016, section 3)."""
+    return x - theta * x * dt + sigma * jnp.sqrt(dt) * jax.random.normal(key, x.shape)

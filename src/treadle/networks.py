@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
+from treadle.distributions import Categorical, Gaussian
 from treadle.errors import InvalidSetting
 from treadle.spaces import Discrete, Space
 
@@ -118,6 +119,20 @@ class Features(eqx.Module):
         return jnp.ravel(obs).astype(jnp.float32)
 
 
+class ActionScaling(eqx.Module):
+    """What a policy draws as actions of a space: `n` numbers in units of half a bounded `Box`'s width, cut at its
+    bounds; discrete actions as they are."""
+
+    space: Space = eqx.field(static=True)
+
+    def __call__(self, drawn: Array) -> Array:
+        return drawn if isinstance(self.space, Discrete) else self.space.from_unit(drawn)
+
+    def inverse(self, action: Array) -> Array:
+        """What would have been drawn for an action."""
+        return action if isinstance(self.space, Discrete) else self.space.to_unit(action)
+
+
 class QNetwork(eqx.Module):
     """The values of all actions for one observation: `obs -> [A]`."""
 
@@ -139,6 +154,74 @@ class DuelingQNetwork(eqx.Module):
         outputs = self.mlp(self.features(obs))
         value, advantage = outputs[0], outputs[1:]
         return value + advantage - jnp.mean(advantage)
+
+
+class ValueNetwork(eqx.Module):
+    """The value of one observation: `obs -> []`."""
+
+    features: Features
+    mlp: MLP
+
+    def __call__(self, obs: Array) -> Float[Array, ""]:
+        return self.mlp(self.features(obs))[0]
+
+
+class CategoricalPolicy(eqx.Module):
+    """The probabilities of discrete actions for one observation, from an output for each."""
+
+    features: Features
+    mlp: MLP
+
+    def __call__(self, obs: Array) -> Categorical:
+        return Categorical(self.mlp(self.features(obs)))
+
+
+class GaussianPolicy(eqx.Module):
+    """A normal distribution of `n` numbers for one observation: an output for each mean, beside deviations that no
+    observation changes, `exp(log_std)`."""
+
+    features: Features
+    mlp: MLP
+    log_std: Float[Array, " n"]
+
+    def __call__(self, obs: Array) -> Gaussian:
+        mean = self.mlp(self.features(obs))
+        return Gaussian(mean, jnp.broadcast_to(jnp.exp(self.log_std), mean.shape))
+
+
+class TanhGaussianPolicy(eqx.Module):
+    """The same with means that are kept in (-1, 1) by tanh, and deviations that the observation changes, from as many
+    more outputs by softplus (Mnih et al. 2016, section 9)."""
+
+    features: Features
+    mlp: MLP
+
+    def __call__(self, obs: Array) -> Gaussian:
+        mean, spread = jnp.split(self.mlp(self.features(obs)), 2)
+        return Gaussian(jnp.tanh(mean), jax.nn.softplus(spread) + SMALLEST_STD)
+
+
+SMALLEST_STD = 1e-4
+
+
+class DeterministicPolicy(eqx.Module):
+    """One action for one observation, `n` numbers in (-1, 1): `obs -> [n]`."""
+
+    features: Features
+    mlp: MLP
+
+    def __call__(self, obs: Array) -> Float[Array, " n"]:
+        return jnp.tanh(self.mlp(self.features(obs)))
+
+
+class ActionValueNetwork(eqx.Module):
+    """The value of one observation and an action of `n` numbers: `obs, action -> []`."""
+
+    features: Features
+    mlp: MLP
+
+    def __call__(self, obs: Array, action: Float[Array, " n"]) -> Float[Array, ""]:
+        return self.mlp(jnp.concatenate([self.features(obs), action]))[0]
 
 
 @jax.tree_util.register_dataclass

@@ -11,7 +11,7 @@ from typing import Literal, TypeVar
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, PyTree
 
 Optimiser = Literal["adam", "rmsprop", "sgd"]
 
@@ -67,9 +67,12 @@ def descend(
     parameters: T,
     opt_state: optax.OptState,
     gradients: PyTree,
-    learning_rate: Float[Array, ""] | float,
+    learning_rate: PyTree,
 ) -> tuple[T, optax.OptState]:
-    """One step against the gradients."""
+    """One step against the gradients. `learning_rate` is one number, or a tree of them, one for each part of the
+    parameters."""
     updates, opt_state = optimiser.update(gradients, opt_state, parameters)  # pyright: ignore[reportArgumentType]
-    parameters = jax.tree.map(lambda p, u: p - learning_rate * u, parameters, updates)
-    return parameters, opt_state
+    stepped = jax.tree.map(
+        lambda rate, part, by: jax.tree.map(lambda p, u: p - rate * u, part, by), learning_rate, parameters, updates
+    )
+    return stepped, opt_state

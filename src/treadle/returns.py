@@ -13,9 +13,9 @@ from jaxtyping import Array, Bool, Float, Int
 from treadle.types import Transition
 
 
-def taken(q: Float[Array, " A"], action: Int[Array, ""]) -> Float[Array, ""]:
+def taken(q: Float[Array, "... A"], action: Int[Array, "..."]) -> Float[Array, "..."]:
     """`q[action]`, written as a masked sum: the gradient of an index is a scatter, which is slow on a CPU."""
-    return jnp.sum(jnp.where(jnp.arange(q.shape[-1]) == action, q, 0.0))
+    return jnp.sum(jnp.where(jnp.arange(q.shape[-1]) == jnp.asarray(action)[..., None], q, 0.0), axis=-1)
 
 
 def td_error(
@@ -110,3 +110,21 @@ def lambda_returns(
 
     _, returns = jax.lax.scan(step, v_next[-1], (reward, discount, v_next, ended), reverse=True)
     return returns
+
+
+def gae(
+    reward: Float[Array, " T"],
+    discount: Float[Array, " T"],
+    v: Float[Array, " T"],
+    v_next: Float[Array, " T"],
+    ended: Bool[Array, " T"],
+    trace_decay: Float[Array, ""] | float,
+) -> Float[Array, " T"]:
+    """Generalised advantage estimates of every step of one trajectory, which may hold several episodes (Schulman et al.
+    2016, equation 16): the lambda-return less the value,
+
+    `A_t = delta_t + gamma lambda delta_t+1 + ...` with `delta = r + discount v(s') - v(s)`, up to the episode's end.
+
+    Arguments are those of `lambda_returns`; `v` is the value of each observation.
+    """
+    return lambda_returns(reward, discount, v_next, ended, trace_decay) - v

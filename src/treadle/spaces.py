@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from treadle.errors import UnsupportedSpace
 
@@ -69,6 +69,31 @@ class Box:
         if np.issubdtype(self.dtype, np.integer):
             sample = jnp.minimum(jnp.floor(sample), jnp.where(has_high, ceiling, jnp.inf))
         return sample.astype(self.dtype)
+
+    @property
+    def is_bounded(self) -> bool:
+        """Whether every number has a bound on either side."""
+        return bool(np.isfinite(np.asarray(self.low)).all() and np.isfinite(np.asarray(self.high)).all())
+
+    def from_unit(self, unit: Float[Array, "... n"]) -> Float[Array, "..."]:
+        """The elements `[..., *shape]` where `n` numbers each stand in [-1, 1], between the bounds; beyond, they are
+        taken for -1 or 1."""
+        low, high = self._bounds
+        share = 0.5 * (jnp.clip(unit, -1.0, 1.0) + 1.0)
+        scaled = jnp.clip(low + share * (high - low), low, high)
+        return scaled.reshape(*unit.shape[:-1], *self.shape)
+
+    def to_unit(self, element: Float[Array, "..."]) -> Float[Array, "... n"]:
+        """The inverse of `from_unit`. A number whose two bounds are one stands at -1."""
+        low, high = self._bounds
+        flat = element.reshape(*element.shape[: element.ndim - len(self.shape)], -1)
+        return 2.0 * (flat - low) / np.where(high > low, high - low, 1.0).astype(np.float32) - 1.0
+
+    @property
+    def _bounds(self) -> tuple[np.ndarray, np.ndarray]:
+        """The bounds as float32 `[n]`."""
+        low, high = (np.broadcast_to(np.asarray(b, np.float32), self.shape).ravel() for b in (self.low, self.high))
+        return low, high
 
     def __str__(self) -> str:
         one = all(np.ndim(bound) == 0 for bound in (self.low, self.high))

@@ -41,6 +41,16 @@ class Transition(NamedTuple):
     valid: Bool[Array, "..."] | None = None
     extras: PyTree = ()
 
+    @property
+    def count(self) -> int | Int[Array, ""]:
+        """The rows that count."""
+        return self.reward.size if self.valid is None else jnp.sum(self.valid, dtype=jnp.int32)
+
+    @property
+    def ended(self) -> Bool[Array, "..."]:
+        """Where an episode ends, for whatever reason."""
+        return self.terminated | self.truncated
+
 
 class Step(NamedTuple):
     """What one environment answers to an action. The time limit belongs to the rollout, so it is not here."""

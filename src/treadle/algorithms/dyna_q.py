@@ -9,10 +9,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from treadle.algorithms.base import Survey, register, require
-from treadle.algorithms.linear import LinearControl, Schedule, only, row
+from treadle.algorithms.linear import LinearControl, only, row
 from treadle.errors import UnsupportedSpace
 from treadle.features import LinearFunction, Table
 from treadle.returns import q_learning_error
+from treadle.schedules import Schedule
 from treadle.types import Metrics, Spec, Transition
 
 

@@ -10,11 +10,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from treadle.algorithms.base import Survey, register, require
-from treadle.algorithms.linear import Schedule, check_episode_length, too_long
+from treadle.algorithms.linear import check_episode_length, too_long
 from treadle.algorithms.prediction import Prediction
 from treadle.episodes import EpisodeBuffer
 from treadle.features import LinearFunction
 from treadle.returns import lambda_return
+from treadle.schedules import Schedule
 from treadle.types import Mean, Metrics, Spec, Transition, select
 
 

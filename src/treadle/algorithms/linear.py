@@ -21,32 +21,12 @@ from treadle.algorithms.base import Algorithm, require
 from treadle.errors import InvalidSetting, UnsupportedSpace
 from treadle.features import Encoder, FeatureMap, LinearFunction, Own, Polynomial, Table, TileCoding
 from treadle.spaces import Discrete, Space
-from treadle.types import Alarm, Counter, Mean, Metrics, Spec, Transition, select
+from treadle.types import Alarm, Mean, Metrics, Spec, Transition, select
 
 LARGEST_TABLE = 50_000_000
 """Weights (features times actions) that are allowed: 200 MB for each seed."""
 
 C = TypeVar("C")
-
-
-class Schedule(NamedTuple):
-    """How far training is. What changes over it is laid out over `total_timesteps` steps, once."""
-
-    step: Counter
-    """Environment steps so far, over all environments."""
-    total_timesteps: Int[Array, ""]
-
-    @classmethod
-    def start(cls, spec: Spec) -> Schedule:
-        return cls(Counter.zero(), jnp.asarray(spec.total_timesteps, jnp.int32))
-
-    def after(self, rollout: Transition) -> Schedule:
-        return self._replace(step=self.step.add(rollout.reward.size))
-
-    def at(self, start: Any, end: Any) -> Any:
-        """The value that goes from `start` at the first step to `end` at the last, in a straight line; `start`
-        throughout where `end` is `None`."""
-        return start if end is None else exploration.linear(start, end, self.total_timesteps, self.step.value)
 
 
 class LinearPolicy(NamedTuple):

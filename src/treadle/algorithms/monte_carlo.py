@@ -10,11 +10,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
 from treadle.algorithms.base import Survey, register
-from treadle.algorithms.linear import LinearControl, Schedule, check_episode_length, only, row, too_long
+from treadle.algorithms.linear import LinearControl, check_episode_length, only, row, too_long
 from treadle.episodes import EpisodeBuffer
 from treadle.errors import UnsupportedSpace
 from treadle.features import LinearFunction, Table
 from treadle.returns import taken
+from treadle.schedules import Schedule
 from treadle.types import Mean, Metrics, Spec, Transition
 
 C = TypeVar("C")

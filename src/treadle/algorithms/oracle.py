@@ -12,11 +12,12 @@ from jaxtyping import Array, Float
 
 from treadle import exact
 from treadle.algorithms.base import Survey, register
-from treadle.algorithms.linear import Linear, LinearControl, Schedule, only
+from treadle.algorithms.linear import Linear, LinearControl, only
 from treadle.algorithms.prediction import Prediction
 from treadle.errors import InvalidSetting, UnsupportedSpace
 from treadle.features import LinearFunction, Table
 from treadle.returns import taken
+from treadle.schedules import Schedule
 from treadle.spaces import Discrete
 from treadle.types import Metrics, Spec, Transition
 

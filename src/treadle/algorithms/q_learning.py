@@ -7,9 +7,10 @@ from typing import NamedTuple
 from jaxtyping import Array
 
 from treadle.algorithms.base import Survey, register
-from treadle.algorithms.linear import LinearControl, Schedule, only
+from treadle.algorithms.linear import LinearControl, only
 from treadle.features import LinearFunction
 from treadle.returns import q_learning_error
+from treadle.schedules import Schedule
 from treadle.types import Metrics, Spec, Transition
 
 

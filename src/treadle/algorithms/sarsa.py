@@ -9,9 +9,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from treadle.algorithms.base import Survey, register
-from treadle.algorithms.linear import LinearControl, Schedule, only
+from treadle.algorithms.linear import LinearControl, only
 from treadle.features import LinearFunction
 from treadle.returns import taken, td_error
+from treadle.schedules import Schedule
 from treadle.types import Metrics, Obs, Spec, Transition
 
 

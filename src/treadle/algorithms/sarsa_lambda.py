@@ -10,10 +10,11 @@ from jaxtyping import Array, Float
 
 from treadle import features
 from treadle.algorithms.base import register, require
-from treadle.algorithms.linear import Schedule, only
+from treadle.algorithms.linear import only
 from treadle.algorithms.sarsa import Pending, Sarsa, sarsa_error
 from treadle.errors import UnsupportedSpace
 from treadle.features import LinearFunction, Table, TileCoding
+from treadle.schedules import Schedule
 from treadle.types import Metrics, Spec, Transition
 
 

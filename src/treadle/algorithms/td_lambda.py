@@ -10,10 +10,10 @@ from jaxtyping import Array, Float
 
 from treadle import features
 from treadle.algorithms.base import Survey, register, require
-from treadle.algorithms.linear import Schedule
 from treadle.algorithms.prediction import FixedPolicy, Prediction
 from treadle.features import LinearFunction
 from treadle.returns import taken
+from treadle.schedules import Schedule
 from treadle.types import Metrics, Spec, Transition
 
 

@@ -98,8 +98,7 @@ def grid(space: Space, levels: int) -> Grid:
     given = f"discretise_actions (--discretise-actions) was {levels}"
     if isinstance(space, Discrete):
         raise UnsupportedSpace(f"{given}, and this environment's {space.n} actions are discrete already. Leave it out.")
-    bounded = np.isfinite(np.asarray(space.low)).all() and np.isfinite(np.asarray(space.high)).all()
-    if not bounded or not np.issubdtype(space.dtype, np.floating):
+    if not space.is_bounded or not np.issubdtype(space.dtype, np.floating):
         raise UnsupportedSpace(
             f"{given}; it needs actions that are real numbers with a bound on either side, and this environment has "
             f"{space}."

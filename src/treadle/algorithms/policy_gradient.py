@@ -1,0 +1,293 @@
+"""What policy gradient methods have in common: a policy, the values beside it, acting and descending.
+
+A policy maps one observation to a distribution. Of continuous actions it is a distribution over numbers in units of
+half the space's width: 0 is the middle, -1 and 1 the bounds, at which what was drawn beyond is cut before the
+environment sees it. Probabilities are those of what was drawn.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Bool, Float
+
+from treadle import optimise
+from treadle.algorithms.base import Algorithm, require
+from treadle.errors import UnsupportedSpace
+from treadle.networks import (
+    MLP,
+    ActionScaling,
+    Activation,
+    CategoricalPolicy,
+    Features,
+    GaussianPolicy,
+    Initialisation,
+    Raveled,
+    TanhGaussianPolicy,
+    ValueNetwork,
+    ravel,
+)
+from treadle.normalise import Moments, RewardScale
+from treadle.schedules import Schedule
+from treadle.spaces import Discrete, Space
+from treadle.types import Obs, Spec, Transition
+
+LARGEST_ONE_HOT = 1_000_000
+"""Discrete observations that the built-in networks take."""
+
+
+class Networks(NamedTuple):
+    """What is descended: a policy, and the values of observations where the method learns them."""
+
+    policy: Raveled
+    value: Raveled | None
+
+
+class Learner(NamedTuple):
+    """What all these methods change while they learn."""
+
+    networks: Networks
+    opt_state: optax.OptState
+    actions: ActionScaling
+    observations: Moments | None
+    """By which observations are normalised; `None` where they are not."""
+    rewards: RewardScale | None
+    schedule: Schedule
+
+
+class Acting(NamedTuple):
+    """What acting needs."""
+
+    policy: Raveled
+    actions: ActionScaling
+    observations: Moments | None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PolicyGradient(Algorithm):
+    """A method that descends a loss of a policy, with or without values beside it.
+
+    Its state is a `Learner`, or has one as its field `learner`.
+    """
+
+    learning_rate: float = 1e-3
+    """Step size of the policy's optimiser."""
+    learning_rate_end: float | None = None
+    """Step size at the last timestep, approached linearly, and the values' in proportion; constant when not given."""
+    critic_learning_rate: float | None = None
+    """Step size for the values; the policy's when not given."""
+    gamma: float = 0.99
+    """Discount per step, in [0, 1]."""
+    entropy_coefficient: float = 0.0
+    """How much the policy's entropy counts in the loss, which keeps it from becoming certain too early."""
+    optimiser: optimise.Optimiser = "adam"
+    """Rule of the gradient step."""
+    max_grad_norm: float | None = 0.5
+    """Clip the global norm of the gradient, over policy and values together, to this; `None` does not."""
+    hidden_sizes: tuple[int, ...] = (64, 64)
+    """Units of each hidden layer of the policy."""
+    critic_hidden_sizes: tuple[int, ...] | None = None
+    """Those of the values; like the policy's when not given."""
+    activation: Activation = "tanh"
+    """Between the layers."""
+    initialisation: Initialisation = "orthogonal"
+    """Orthogonal weights and zero biases, or both scaled by 1/sqrt(inputs) (PyTorch's default)."""
+    std: Literal["parameter", "network"] = "parameter"
+    """Deviation of continuous actions: a `parameter` for each number, or from the `network` by softplus, with means by
+    tanh."""
+    initial_log_std: float = 0.0
+    """Logarithm of the first deviation where it is a parameter, in units of half the action space's width."""
+    normalise_observations: bool = False
+    """Subtract the running mean from observations and divide by their deviation; both are saved with the agent."""
+    normalise_rewards: bool = False
+    """Divide what learning sees of rewards by the running deviation of the discounted return."""
+    policy_network: Callable[..., Any] | None = None
+    """Your own policy instead of the built-in one, from one observation to a distribution (`treadle.distributions`):
+    any callable JAX tree. Its weights are where every seed starts."""
+    value_network: Callable[..., Any] | None = None
+    """Your own values instead of the built-in ones, from one observation to a number."""
+
+    def check(self, spec: Spec | None = None) -> None:
+        super().check(spec)
+        require(self.learning_rate > 0, "learning_rate", self.learning_rate, "greater than 0")
+        require(0 <= self.gamma <= 1, "gamma", self.gamma, "between 0 and 1")
+        require(self.entropy_coefficient >= 0, "entropy_coefficient", self.entropy_coefficient, "0 or more")
+        end, critic, norm = self.learning_rate_end, self.critic_learning_rate, self.max_grad_norm
+        require(end is None or end >= 0, "learning_rate_end", end, "0 or more, or None")
+        require(critic is None or critic > 0, "critic_learning_rate", critic, "greater than 0, or None")
+        require(norm is None or norm > 0, "max_grad_norm", norm, "greater than 0, or None")
+        for name in ("hidden_sizes", "critic_hidden_sizes"):
+            sizes = getattr(self, name)
+            require(all(size >= 1 for size in sizes or ()), name, sizes, "a list of positive numbers")
+        if spec is not None:
+            check_actions(spec.action_space, self.name)
+            check_observations(spec.observation_space, self.name, self.normalise_observations)
+
+    def prepared(self) -> Self:
+        own = {"policy_network": self.policy_network, "value_network": self.value_network}
+        return dataclasses.replace(self, **{name: ravel(network) for name, network in own.items() if network})
+
+    # What the state begins with
+
+    def start(self, key: Array, spec: Spec, with_values: bool = True) -> Learner:
+        """The learner before its first step."""
+        policy_key, value_key = jax.random.split(key)
+        policy = self.build_policy(policy_key, spec) if self.policy_network is None else self.policy_network
+        value = None
+        if with_values:
+            value = ravel(self.build_value(value_key, spec) if self.value_network is None else self.value_network)
+        networks = Networks(ravel(policy), value)
+        return Learner(
+            networks=networks,
+            opt_state=optimise.start(self.gradient_rule, networks),
+            actions=ActionScaling(spec.action_space),
+            observations=Moments.start(spec.observation_space.shape) if self.normalise_observations else None,
+            rewards=RewardScale.start(spec.num_envs) if self.normalise_rewards else None,
+            schedule=Schedule.start(spec),
+        )
+
+    def build_policy(self, key: Array, spec: Spec) -> Any:
+        features, space = Features(spec.observation_space), spec.action_space
+        if isinstance(space, Discrete):
+            return CategoricalPolicy(features, self.mlp(key, features, space.n, 0.01))
+        size = math.prod(space.shape)
+        if self.std == "network":
+            return TanhGaussianPolicy(features, self.mlp(key, features, 2 * size, 0.01))
+        log_std = jnp.full(size, self.initial_log_std)
+        return GaussianPolicy(features, self.mlp(key, features, size, 0.01), log_std)
+
+    def build_value(self, key: Array, spec: Spec) -> ValueNetwork:
+        features = Features(spec.observation_space)
+        sizes = self.hidden_sizes if self.critic_hidden_sizes is None else self.critic_hidden_sizes
+        return ValueNetwork(features, MLP(key, (features.size, *sizes, 1), self.activation, self.initialisation))
+
+    def mlp(self, key: Array, features: Features, outputs: int, output_scale: float) -> MLP:
+        sizes = (features.size, *self.hidden_sizes, outputs)
+        return MLP(key, sizes, self.activation, self.initialisation, output_scale)
+
+    # Acting
+
+    def act(self, state: Any, carry, obs: Obs, key: Array, *, explore: bool = True):
+        """Actions drawn from the policy, or its most probable ones. Of continuous actions the extras are what was
+        drawn, before it was scaled and cut."""
+        acting = state if isinstance(state, Acting) else self.policy(state)
+        distribution = jax.vmap(acting.policy)(normalised(acting.observations, obs))
+        drawn = distribution.sample(key) if explore else distribution.mode()
+        is_discrete = isinstance(acting.actions.space, Discrete)
+        return acting.actions(drawn), carry, () if is_discrete else drawn
+
+    def policy(self, state: Any) -> Acting:
+        learner = learner_of(state)
+        return Acting(learner.networks.policy, learner.actions, learner.observations)
+
+    # Learning
+
+    @property
+    def gradient_rule(self) -> optax.GradientTransformation:
+        return optimise.make(self.optimiser, self.max_grad_norm)
+
+    def observe(self, learner: Learner, rollout: Transition) -> tuple[Learner, Transition]:
+        """The learner once it has seen a rollout `[T, B]`, and the rollout as it is learned from: observations and
+        rewards normalised, and as actions what was drawn.
+
+        Observations are normalised as they were when the policy acted; what is new about them counts from the next
+        rollout on.
+        """
+        rewards = learner.rewards
+        if rewards is not None:
+            rewards = rewards.after(rollout, self.gamma)
+        moments, obs = learner.observations, rollout.obs
+        if moments is not None:
+            valid = None if rollout.valid is None else rollout.valid.ravel()
+            moments = moments.after(obs.reshape(-1, *moments.mean.shape), valid)
+        is_discrete = isinstance(learner.actions.space, Discrete)
+        seen = rollout._replace(
+            obs=normalised(learner.observations, obs),
+            next_obs=normalised(learner.observations, rollout.next_obs),
+            action=rollout.action if is_discrete else rollout.extras,
+            reward=rollout.reward if rewards is None else rewards.scale(rollout.reward),
+            extras=(),
+        )
+        schedule = learner.schedule.after(rollout)
+        return learner._replace(observations=moments, rewards=rewards, schedule=schedule), seen
+
+    def descend(self, learner: Learner, gradients: Networks) -> Learner:
+        """One step against the gradients, at the learning rates of now."""
+        rate = learner.schedule.at(self.learning_rate, self.learning_rate_end)
+        critic = self.critic_learning_rate
+        critic_rate = rate if critic is None else critic * rate / self.learning_rate
+        rates = Networks(rate, None if learner.networks.value is None else critic_rate)  # pyright: ignore[reportArgumentType]
+        networks, opt_state = optimise.descend(
+            self.gradient_rule, learner.networks, learner.opt_state, gradients, rates
+        )
+        return learner._replace(networks=networks, opt_state=opt_state)
+
+    def begin_episodes(self, state: Any) -> Any:
+        learner = learner_of(state)
+        if learner.rewards is None:
+            return state
+        learner = learner._replace(rewards=learner.rewards.begin_episodes())
+        return learner if isinstance(state, Learner) else state._replace(learner=learner)
+
+
+def learner_of(state: Any) -> Learner:
+    return state if isinstance(state, Learner) else state.learner
+
+
+def normalised(moments: Moments | None, obs: Obs) -> Obs:
+    """Observations as networks see them."""
+    return obs if moments is None else moments.normalise(obs)
+
+
+def mean_of(values: Float[Array, "..."], valid: Bool[Array, "..."] | None) -> Float[Array, ""]:
+    """The mean over the rows that count; 0 where none does."""
+    if valid is None:
+        return jnp.mean(values)
+    return jnp.sum(jnp.where(valid, values, 0.0)) / jnp.maximum(jnp.sum(valid), 1)
+
+
+def standardised(values: Float[Array, " N"], valid: Bool[Array, " N"] | None = None) -> Float[Array, " N"]:
+    """Less their mean, over their deviation; one value alone stays as it is, having none."""
+    count = jnp.asarray(values.size if valid is None else jnp.sum(valid))
+    centred = values - mean_of(values, valid)
+    deviation = jnp.sqrt(mean_of(centred**2, valid))
+    return jnp.where(count > 1, centred / (deviation + 1e-8), values)
+
+
+def check_actions(space: Space, name: str) -> None:
+    """Raise `UnsupportedSpace` for actions that no policy here draws."""
+    if isinstance(space, Discrete):
+        return
+    if not np.issubdtype(space.dtype, np.floating):
+        raise UnsupportedSpace(
+            f"{name} draws continuous actions as real numbers, and this environment has {space} of whole numbers. Make "
+            "them one Discrete space with an action wrapper."
+        )
+    if not space.is_bounded:
+        raise UnsupportedSpace(
+            f"{name} scales what it draws to the bounds of the action space, and this environment's has none on some "
+            f"side: {space}. Set bounds with gymnasium.wrappers.RescaleAction or ClipAction, or in the world's own "
+            "action_space."
+        )
+
+
+def check_observations(space: Space, name: str, normalise: bool) -> None:
+    """Raise `UnsupportedSpace` for observations that the built-in networks, or a normaliser, do not take."""
+    if isinstance(space, Discrete) and space.n > LARGEST_ONE_HOT:
+        raise UnsupportedSpace(
+            f"{name} gives each discrete observation an input of its own, and this environment has {space.n:,}; "
+            f"{LARGEST_ONE_HOT:,} are the most. Describe them by a few numbers with an observation wrapper."
+        )
+    if normalise and (isinstance(space, Discrete) or not np.issubdtype(space.dtype, np.floating)):
+        raise UnsupportedSpace(
+            f"normalise_observations (--normalise-observations) needs observations that are real numbers, and this "
+            f"environment has {space}. Leave it out."
+        )
