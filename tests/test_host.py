@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from probes import ShortCorridor
-from treadle import DQN, checkpoint, registry
+from treadle import DQN, checkpoint, records, registry
 from treadle.algorithms.base import Algorithm
 from treadle.environments.gymnasium import GymnasiumEnvironments
 from treadle.errors import InvalidSetting, NonFinite
@@ -350,6 +350,8 @@ def test_a_reward_that_is_no_number_is_named():
     assert np.isfinite(record.metrics["loss"].total[0]).all()
     with pytest.raises(NonFinite, match=r"loss became nan at step 100 \(seed 1\)"):
         check_finite(record.metrics, 40, 100)
+    with pytest.raises(InvalidSetting, match=r"environment returned .* stopped at step 100 \(seed 1\)"):
+        records.check(record, 40, 2)
 
 
 @as_tree

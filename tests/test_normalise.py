@@ -55,8 +55,8 @@ def test_a_number_that_never_changes_becomes_0():
 def steps(reward, terminated, truncated, valid=None) -> Transition:
     """A rollout [T, B] of which only rewards and ends matter."""
     reward = jnp.asarray(reward, jnp.float32)
-    flags = [jnp.asarray(x, jnp.bool_) for x in (terminated, truncated)]
-    return Transition((), (), reward, (), *flags, None if valid is None else jnp.asarray(valid, jnp.bool_))
+    terminated, truncated = (jnp.asarray(x, jnp.bool_) for x in (terminated, truncated))
+    return Transition((), (), reward, (), terminated, truncated, None if valid is None else jnp.asarray(valid, bool))
 
 
 def test_rewards_are_divided_by_the_deviation_of_the_discounted_return():

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from treadle.returns import double_q_learning_error, lambda_returns, n_step, q_learning_error, taken, td_error
+from treadle.returns import double_q_learning_error, gae, lambda_returns, n_step, q_learning_error, taken, td_error
 from treadle.types import Transition
 
 
@@ -136,6 +136,50 @@ def test_lambda_returns_with_time_limits_are_those_of_each_piece(rlax, batch):
     expected = np.concatenate([rlax.lambda_returns(*piece, 0.9) for piece in pieces])
     returns = lambda_returns(reward, discount, v_next, truncated | (discount == 0), 0.9)
     np.testing.assert_allclose(returns, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("trace_decay", [0.0, 0.9, 1.0])
+def test_advantages_are_those_of_rlax(rlax, batch, trace_decay):
+    """Episodes that terminate, in one trajectory: rlax takes the values of all observations in a row."""
+    q, _, reward, discount, *_ = batch
+    v = np.append(q[:, 0], 3.0).astype(np.float32)
+    expected = rlax.truncated_generalized_advantage_estimation(reward, discount, trace_decay, v)
+    advantage = gae(reward, discount, v[:-1], v[1:], discount == 0, trace_decay)
+    np.testing.assert_allclose(advantage, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_advantages_through_a_time_limit_and_a_terminal_state_by_hand():
+    """Gamma 0.5 and lambda 0.5, so that the trace decays by 0.25. The second step is cut by a time limit, the fourth
+    terminates, and the fifth is the rollout's last: it bootstraps from its own successor. No advantage has anything of
+    the episode that follows."""
+    reward = np.array([1.0, 2.0, 3.0, 4.0, 5.0], np.float32)
+    v = np.array([1.0, 10.0, 2.0, 20.0, 3.0], np.float32)
+    v_next = np.array([10.0, 16.0, 20.0, 64.0, 128.0], np.float32)
+    delta = [1 + 0.5 * 10 - 1, 2 + 0.5 * 16 - 10, 3 + 0.5 * 20 - 2, 4 - 20, 5 + 0.5 * 128 - 3]
+    advantage = gae(
+        jnp.asarray(reward),
+        jnp.array([0.5, 0.5, 0.5, 0.0, 0.5]),
+        jnp.asarray(v),
+        jnp.asarray(v_next),
+        jnp.array([False, True, False, True, False]),
+        0.5,
+    )
+    expected = [delta[0] + 0.25 * delta[1], delta[1], delta[2] + 0.25 * delta[3], delta[3], delta[4]]
+    np.testing.assert_array_equal(advantage, expected)
+
+
+def test_with_a_trace_that_does_not_decay_targets_are_n_step_returns():
+    """Lambda 1 and gamma 0.5: rewards up to the end or the cut, and what is then the value of the successor."""
+    v = jnp.array([7.0, 7.0, 7.0, 7.0])
+    advantage = gae(
+        jnp.array([1.0, 2.0, 4.0, 8.0]),
+        jnp.full(4, 0.5),
+        v,
+        jnp.array([0.0, 16.0, 0.0, 32.0]),
+        jnp.array([False, True, False, False]),
+        1.0,
+    )
+    np.testing.assert_array_equal(advantage + v, [1 + 0.5 * (2 + 0.5 * 16), 2 + 0.5 * 16, 4 + 0.5 * (8 + 16), 8 + 16])
 
 
 def _rows(rewards, terminated=(), truncated=()):

@@ -147,6 +147,8 @@ def test_a_number_with_one_value_only_has_a_place_in_units():
     np.testing.assert_array_equal(box.to_unit(np.array([0.5, 3.0], np.float32)), [0.0, -1.0])
 
 
-@pytest.mark.parametrize("low, high, bounded", [(0.0, 1.0, True), (-math.inf, 1.0, False), (0.0, (1.0, math.inf), False)])
+@pytest.mark.parametrize(
+    ("low", "high", "bounded"), [(0.0, 1.0, True), (-math.inf, 1.0, False), (0.0, (1.0, math.inf), False)]
+)
 def test_bounded_means_on_either_side_of_every_number(low, high, bounded):
     assert Box(low, high, (2,)).is_bounded is bounded

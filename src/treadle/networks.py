@@ -274,3 +274,11 @@ def ravel(network: PyTree) -> Raveled:
         raise InvalidSetting(f"the network {network!r} has no parameters: no array was found in it.")
     kept = tuple(_Shape(x.shape) if eqx.is_array(x) or isinstance(x, np.ndarray) else x for x in leaves)
     return Raveled(jnp.concatenate([jnp.ravel(x) for x in arrays]), treedef, kept)
+
+
+def unraveled(tree: PyTree) -> PyTree:
+    """The tree with every network's parameters in their own shapes: for a loop that calls networks and does not change
+    them, which would else cut the vector up in each of its steps."""
+    return jax.tree.map(
+        lambda x: x.module if isinstance(x, Raveled) else x, tree, is_leaf=lambda x: isinstance(x, Raveled)
+    )

@@ -112,6 +112,14 @@ def lambda_returns(
     return returns
 
 
+def discounted_returns(
+    reward: Float[Array, " T"], discount: Float[Array, " T"], future: Float[Array, ""] | float
+) -> Float[Array, " T"]:
+    """`G_t = r + discount G_t+1` of every step, where `future` is the return of what follows the last one."""
+    at_end, never = jnp.full(len(reward), future, jnp.float32), jnp.zeros(len(reward), jnp.bool_)
+    return lambda_returns(reward, discount, at_end, never, 1.0)
+
+
 def gae(
     reward: Float[Array, " T"],
     discount: Float[Array, " T"],

@@ -11,7 +11,8 @@ import numpy as np
 from jaxtyping import Array
 
 from treadle import registry
-from treadle.errors import InvalidSetting
+from treadle.errors import InvalidSetting, UnsupportedSpace
+from treadle.spaces import Discrete, Space
 from treadle.types import Action, Carry, Metrics, Obs, PyTree, Spec, Transition
 
 register = registry.algorithms.register
@@ -28,6 +29,9 @@ class Survey(NamedTuple):
     """Whether it learns about the policy that acts, or can learn about another."""
 
 
+ActionKind = Literal["discrete", "continuous"]
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Algorithm:
     """The shallow base of every method: a frozen dataclass (made so by `register`) that is also a JAX tree.
@@ -39,6 +43,8 @@ class Algorithm:
 
     name: ClassVar[str]
     survey: ClassVar[Survey | None] = None
+    actions: ClassVar[tuple[ActionKind, ...]] = ("discrete", "continuous")
+    """Among which it learns to choose; none for methods that only predict."""
 
     num_envs: int = 1
     """Environments side by side for each seed."""
@@ -57,6 +63,8 @@ class Algorithm:
             if registry.is_static(hint) or hint in (float, float | None):
                 require(_is_a(value, hint), field.name, repr(value), _named(hint))
         require(self.num_envs >= 1, "num_envs", self.num_envs, "at least 1")
+        if spec is not None and self.actions:
+            _check_actions(spec.action_space, self)
 
     def prepared(self) -> Self:
         """This algorithm with whatever it was given made fit for compilation; called where a user's values come in."""
@@ -97,6 +105,19 @@ def require(condition: bool, setting: str, given: Any, expected: str) -> None:
     if not condition:
         flag = "--" + setting.replace("_", "-")
         raise InvalidSetting(f"{setting} ({flag}) was {given}; it must be {expected}.")
+
+
+def _check_actions(space: Space, algorithm: Algorithm) -> None:
+    """Raise `UnsupportedSpace` for actions among which it does not choose, naming the methods that do."""
+    kind: ActionKind = "discrete" if isinstance(space, Discrete) else "continuous"
+    if kind in algorithm.actions:
+        return
+    fitting = [name for name, (cls, _) in registry.algorithms.entries().items() if kind in cls.actions]
+    instead = " Or make these discrete: --discretise-actions 11." if kind == "continuous" else ""
+    raise UnsupportedSpace(
+        f"{algorithm.name} learns to choose among {algorithm.actions[0]} actions, and this environment has {space}. "
+        f"For {kind} ones there are {', '.join(fitting)}.{instead}"
+    )
 
 
 def _is_a(value: Any, annotation: Any) -> bool:

@@ -180,6 +180,8 @@ class Linear(Algorithm):
 class LinearControl(Linear):
     """A method that learns `Q(s, a)` and acts epsilon-greedily. Its state has `q` and `schedule`."""
 
+    actions = ("discrete",)
+
     epsilon: float = 0.1
     """Probability of a random action."""
     epsilon_end: float | None = None
@@ -188,11 +190,6 @@ class LinearControl(Linear):
     """Probability of a random action when evaluated; greedy unless set."""
 
     def check(self, spec: Spec | None = None) -> None:
-        if spec is not None and not isinstance(spec.action_space, Discrete):
-            raise UnsupportedSpace(
-                f"{self.name} needs a discrete action space, because it compares the value of every action; this "
-                f"environment has {spec.action_space}. Discretise the actions: --discretise-actions 11."
-            )
         super().check(spec)
         for name in ("epsilon", "epsilon_end", "evaluation_epsilon"):
             value = getattr(self, name)

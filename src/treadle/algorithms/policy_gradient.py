@@ -37,8 +37,8 @@ from treadle.networks import (
 )
 from treadle.normalise import Moments, RewardScale
 from treadle.schedules import Schedule
-from treadle.spaces import Discrete, Space
-from treadle.types import Obs, Spec, Transition
+from treadle.spaces import Box, Discrete, Space
+from treadle.types import Action, Carry, Obs, Spec, Transition
 
 LARGEST_ONE_HOT = 1_000_000
 """Discrete observations that the built-in networks take."""
@@ -175,7 +175,7 @@ class PolicyGradient(Algorithm):
 
     # Acting
 
-    def act(self, state: Any, carry, obs: Obs, key: Array, *, explore: bool = True):
+    def act(self, state: Any, carry: Carry, obs: Obs, key: Array, *, explore: bool = True) -> tuple[Action, Carry, Any]:
         """Actions drawn from the policy, or its most probable ones. Of continuous actions the extras are what was
         drawn, before it was scaled and cut."""
         acting = state if isinstance(state, Acting) else self.policy(state)
@@ -264,7 +264,7 @@ def standardised(values: Float[Array, " N"], valid: Bool[Array, " N"] | None = N
 
 def check_actions(space: Space, name: str) -> None:
     """Raise `UnsupportedSpace` for actions that no policy here draws."""
-    if isinstance(space, Discrete):
+    if not isinstance(space, Box):
         return
     if not np.issubdtype(space.dtype, np.floating):
         raise UnsupportedSpace(

@@ -43,6 +43,8 @@ class Prediction(Linear):
     """A method that learns `v(s)`, the values of a given policy, and acts by it. Its state has `v`, `target` and
     `schedule`."""
 
+    actions = ()
+
     target_policy: tuple[float, ...] | None = None
     """Probability of each action under the policy whose values are learned, the same in every state; all alike when
     not given."""
@@ -54,9 +56,8 @@ class Prediction(Linear):
     def check(self, spec: Spec | None = None) -> None:
         if spec is not None and not isinstance(spec.action_space, Discrete):
             raise UnsupportedSpace(
-                f"{self.name} needs a discrete action space, because it predicts for a policy that gives each action a "
-                f"probability; this environment has {spec.action_space}. Discretise the actions: "
-                "--discretise-actions 11."
+                f"{self.name} predicts for a policy that gives each of some discrete actions a probability, and this "
+                f"environment has {spec.action_space}. Make its actions discrete: --discretise-actions 11."
             )
         super().check(spec)
         both = self.target_policy is not None and self.policy_function is not None

@@ -16,6 +16,7 @@ from treadle import hoist
 from treadle.algorithms.base import Algorithm
 from treadle.loops.execution import compiler_options
 from treadle.loops.packing import Packing
+from treadle.loops.rollout import with_alarm
 from treadle.spaces import Space
 from treadle.types import Alarm, Carry, Mean, Metrics, Obs, Spec, Transition, select, space_spec
 
@@ -166,7 +167,8 @@ def _act(key, algorithm, state, carry, obs):
 
 
 def _update(key, algorithm, state, rollout):
-    return algorithm.update(state, rollout, key)
+    state, metrics = algorithm.update(state, rollout, key)
+    return state, with_alarm(metrics, rollout)
 
 
 def _round_keys(train_key: Array, number: Array) -> Array:
@@ -208,7 +210,7 @@ def _shapes(algorithm: Algorithm, spec: Spec, masked: bool) -> _Shapes:
         _, carry, extras = algorithm.act(state, carry, transition.obs, key)
         step = transition._replace(extras=extras)
         rollout = jax.tree.map(lambda x: jnp.broadcast_to(x, (algorithm.num_steps, *jnp.shape(x))), step)
-        new_state, metrics = algorithm.update(state, rollout, key)
+        new_state, metrics = _update(key, algorithm, state, rollout)
         return new_state, carry, transition.obs, rollout, metrics
 
     key = jax.eval_shape(lambda: jax.random.key(0))

@@ -14,7 +14,7 @@ from treadle import hoist
 from treadle.algorithms.base import Algorithm
 from treadle.environments.base import Environment
 from treadle.environments.wrappers import Wrapped, learning_reward
-from treadle.loops.rollout import Actor, Episodes, collect, make_spec, start
+from treadle.loops.rollout import Actor, Episodes, collect, make_spec, start, with_alarm
 from treadle.loops.seeding import purpose
 from treadle.types import Counter, Metrics, Step, Transition
 
@@ -75,7 +75,7 @@ def make_round(
             step = Step(rollout.next_obs, rollout.reward, rollout.terminated)
             rollout = rollout._replace(reward=learning_reward(environment, step))
         algorithm_state, metrics = algorithm.update(algorithm_state, rollout, update_key)
-        return (algorithm_state, actor), Record(metrics, episodes, data)
+        return (algorithm_state, actor), Record(with_alarm(metrics, rollout), episodes, data)
 
     return one_round
 

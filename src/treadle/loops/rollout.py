@@ -13,7 +13,8 @@ from treadle import hoist
 from treadle.algorithms.base import Algorithm
 from treadle.environments.base import Environment
 from treadle.environments.wrappers import learning_reward
-from treadle.types import Carry, EnvState, Obs, Spec, Transition, select
+from treadle.networks import unraveled
+from treadle.types import Alarm, Carry, EnvState, Metrics, Obs, Spec, Transition, select
 
 
 class Actor(NamedTuple):
@@ -71,10 +72,11 @@ def collect(
     episode's end. Returns are counted from the environment's own reward, also where learning sees another.
     """
     fresh_carry = algorithm.init_carry(spec)
+    acting = unraveled(state)
 
     def one_step(actor: Actor, key: Array) -> tuple[Actor, tuple[Transition, Episodes]]:
         act_key, step_key, reset_key = jax.random.split(key, 3)
-        action, carry, extras = algorithm.act(state, actor.carry, actor.obs, act_key)
+        action, carry, extras = algorithm.act(acting, actor.carry, actor.obs, act_key)
         env_state, step = jax.vmap(environment.step)(actor.env_state, action, jax.random.split(step_key, spec.num_envs))
         length = actor.episode_length + 1
         terminated = step.terminated
@@ -99,6 +101,22 @@ def collect(
     keys = jax.random.split(key, algorithm.num_steps)
     actor, (rollout, episodes) = hoist.scan(one_step, actor, keys)
     return actor, rollout, episodes
+
+
+def with_alarm(metrics: Metrics, rollout: Transition) -> Metrics:
+    """The metrics of an update, and an alarm where the environment gave what is no number."""
+    floats = [x for x in jax.tree.leaves(rollout.next_obs) if jnp.issubdtype(x.dtype, jnp.floating)]
+    bad = ~jnp.isfinite(rollout.reward)
+    for x in floats:
+        bad |= jnp.isnan(x).any(axis=tuple(range(2, x.ndim)))
+    raised = jnp.any(bad if rollout.valid is None else bad & rollout.valid)
+    return {**metrics, "environment_not_finite": Alarm(raised, NOT_FINITE)}
+
+
+NOT_FINITE = (
+    "the environment returned an observation that is NaN, or a reward that is NaN or infinite. Look in it for a division "
+    "by zero or a state that has run away."
+)
 
 
 def _time_limit(environment: Environment, length: Int[Array, " B"]) -> Any:
