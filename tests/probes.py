@@ -1,7 +1,8 @@
 """Probe worlds: each asks one question of an algorithm, and its action values are known exactly.
 
 A learner that fails the first of them cannot fit a constant; one that fails a later one only cannot do what that
-world adds. All are deterministic given observation and action, with float32 observations and two actions.
+world adds. All are deterministic given observation and action, with float32 observations and two actions, or, at the
+end, actions of one real number.
 """
 
 from __future__ import annotations
@@ -234,3 +235,115 @@ PROBING = DQN(
     hidden_sizes=(32,),
 )
 """Learns each of them in some thousand steps."""
+
+
+# Continuous actions
+
+
+@as_tree
+class AimConstant:
+    """Does it find the best of continuous actions? One observation, one step: less by the square of the distance from
+    an action of 2, which is worth 1.
+
+    The actions of these worlds go from -1 to 3, so that half their width is 2 and their middle 1.
+    """
+
+    name: ClassVar[str] = "aim-constant"
+    width: ClassVar[int] = 1
+
+    max_episode_steps: int | None = None
+
+    @property
+    def observation_space(self) -> Box:
+        return Box(-1.0, 1.0, (self.width,))
+
+    @property
+    def action_space(self) -> Box:
+        return Box(-1.0, 3.0, (1,))
+
+    def reset(self, key: Array) -> tuple[Any, Any]:
+        return jnp.zeros(1), jnp.zeros(1)
+
+    def step(self, state: Any, action: Float[Array, "1"], key: Array) -> tuple[Any, Step]:
+        return state, Step(state, 1.0 - (0.5 * (action[0] - 2.0)) ** 2, jnp.array(True))
+
+
+@as_tree
+class AimByObservation(AimConstant):
+    """Does it look at the observation? -1 or 1 at random, one step; the best action is 1 more, 0 or 2."""
+
+    name: ClassVar[str] = "aim-by-observation"
+
+    def reset(self, key: Array) -> tuple[Any, Any]:
+        obs = _sign(key)
+        return obs, obs
+
+    def step(self, state: Any, action: Float[Array, "1"], key: Array) -> tuple[Any, Step]:
+        return state, Step(state, 1.0 - (0.5 * (action[0] - 1.0 - state[0])) ** 2, jnp.array(True))
+
+
+@as_tree
+class AimTwice(AimConstant):
+    """Does an action see what it leads to? Two steps, and a reward only in the second.
+
+    With `u = (a - 1) / 2` the first observation is (-1, 0) and the second (1, u) of the first action, whose best is
+    `u = 1/2`. The reward is `1 - (u - 1/2)^2 - (u' + u)^2`, so that the best second action depends on the first.
+    """
+
+    name: ClassVar[str] = "aim-twice"
+    width: ClassVar[int] = 2
+
+    def reset(self, key: Array) -> tuple[Any, Any]:
+        obs = jnp.array([-1.0, 0.0])
+        return obs, obs
+
+    def step(self, state: Any, action: Float[Array, "1"], key: Array) -> tuple[Any, Step]:
+        is_second, u = state[0] > 0, 0.5 * (jnp.clip(action[0], -1.0, 3.0) - 1.0)
+        reward = jnp.where(is_second, 1.0 - (state[1] - 0.5) ** 2 - (u + state[1]) ** 2, 0.0)
+        obs = jnp.stack([jnp.ones(()), u])
+        return obs, Step(obs, reward, is_second)
+
+
+class ContinuousProbe(NamedTuple):
+    """A world of continuous actions, observations `[N, width]` in which one is taken, and what is known of them.
+
+    `best` are the best actions `[N, 1]`. `values(gamma, obs, action)` gives the optimal values `[N]` of any actions
+    within the bounds.
+    """
+
+    environment: Any
+    obs: np.ndarray
+    best: np.ndarray
+    values: Callable[[float, np.ndarray, np.ndarray], np.ndarray]
+
+    @property
+    def name(self) -> str:
+        return self.environment.name
+
+
+def _aim_twice_values(g: float, obs: np.ndarray, action: np.ndarray) -> np.ndarray:
+    u = (action[:, 0] - 1) / 2
+    second = 1 - (obs[:, 1] - 0.5) ** 2 - (u + obs[:, 1]) ** 2
+    return np.where(obs[:, 0] > 0, second, g * (1 - (u - 0.5) ** 2))
+
+
+CONTINUOUS_PROBES = [
+    ContinuousProbe(
+        AimConstant(),
+        np.array([[0.0]], np.float32),
+        np.array([[2.0]], np.float32),
+        lambda g, obs, action: 1 - (action[:, 0] - 2) ** 2 / 4,
+    ),
+    ContinuousProbe(
+        AimByObservation(),
+        np.array([[-1.0], [1.0]], np.float32),
+        np.array([[0.0], [2.0]], np.float32),
+        lambda g, obs, action: 1 - (action[:, 0] - 1 - obs[:, 0]) ** 2 / 4,
+    ),
+    ContinuousProbe(
+        AimTwice(),
+        np.array([[-1.0, 0.0], [1.0, 0.5], [1.0, 0.25], [1.0, 0.75]], np.float32),
+        np.array([[2.0], [0.0], [0.5], [-0.5]], np.float32),
+        _aim_twice_values,
+    ),
+]

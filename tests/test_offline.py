@@ -17,7 +17,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from probes import PROBES, ShortCorridor
-from treadle import DQN, Agent, Box, Dataset, Discrete, Maze, QLearning, metrics, registry, wrap
+from treadle import DQN, Agent, Box, Dataset, Discrete, Maze, Pendulum, QLearning, metrics, registry, wrap
 from treadle.algorithms.base import Algorithm, Survey
 from treadle.cli import main
 from treadle.dataset import DatasetError
@@ -34,11 +34,11 @@ from treadle.watch import Watch
 
 def random_walk(world: Any, steps: int, seed: int = 0, limit: int = 30) -> Dataset:
     """What a random policy sees in a world of Treadle's."""
-    rng = np.random.default_rng(seed)
+    rng, space = np.random.default_rng(seed), world.action_space
     step, rows, t = jax.jit(world.step), [], 0
     state, obs = world.reset(jax.random.key(seed))
     for number in range(steps):
-        action = rng.integers(world.action_space.n)
+        action = rng.integers(space.n) if isinstance(space, Discrete) else np.float32(rng.uniform(-1, 1, space.shape))
         state, answer = step(state, jnp.asarray(action), jax.random.key(number))
         t += 1
         rows.append((obs, action, answer.reward, answer.obs, answer.terminated, t == limit))
@@ -258,18 +258,20 @@ def test_seeds_learn_from_rows_in_orders_of_their_own(in_the_maze):
 
 OPTIONS: dict[str, Any] = {"td-0": {"behaviour": (0.25,) * 4}, "td-lambda": {"behaviour": (0.25,) * 4}}
 OPTIONS["dqn"] = {"learning_starts": 5, "hidden_sizes": (4,), "capacity": 50, "batch_size": 8}
+OPTIONS["ddpg"] = OPTIONS["dqn"]
 
 
 @pytest.mark.parametrize("name", registry.algorithms.names())
 def test_off_policy_methods_learn_from_data_and_on_policy_ones_say_why_not(name, in_the_maze):
     algorithm = registry.algorithms.make(name, **OPTIONS.get(name, {}))
+    world, data = ("Pendulum-v1", random_walk(Pendulum(), 600)) if name == "ddpg" else ("Maze", in_the_maze)
     if algorithm.survey.policy == "on-policy":
         with pytest.raises(
             InvalidSetting, match=rf"{algorithm.name} is on-policy: .*Off-policy methods are .*dqn.*q-learning"
         ):
-            make_offline_trainer(algorithm, "Maze", in_the_maze, 100)
+            make_offline_trainer(algorithm, world, data, 100)
         return
-    trainer = make_offline_trainer(algorithm, "Maze", in_the_maze, 100)
+    trainer = make_offline_trainer(algorithm, world, data, 100)
     before = jax.device_get(trainer.policies())
     trainer.advance(60)
     changed = [

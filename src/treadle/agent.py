@@ -15,7 +15,7 @@ from treadle.algorithms.base import Algorithm
 from treadle.dataset import Dataset
 from treadle.environments.gymnasium import GymnasiumEnvironments
 from treadle.environments.wrappers import Task, Wrappers, wrap
-from treadle.errors import InvalidSetting, TreadleError
+from treadle.errors import InvalidSetting, TreadleError, UnsupportedSpace
 from treadle.loops import evaluate as evaluation
 from treadle.loops.choose import (
     LoopName,
@@ -161,17 +161,19 @@ class Agent:
 
     def evaluate(self, episodes: int = 20, seed: int = 0) -> Evaluation:
         """Greedy episodes in Gymnasium's own environment where the world has a counterpart there, else in the
-        training world.
+        training world. Raises `UnsupportedSpace` where the environment's spaces are others than those that the agent
+        learned in.
 
         Uses its own randomness and leaves training as it is, except where the agent was given a Gymnasium environment
         that is made already: training then goes on with new episodes.
         """
         if episodes < 1:
             raise InvalidSetting(f"episodes was {episodes}; it must be at least 1.")
-        policy, _ = self._known()
+        policy, spec = self._known()
         world = evaluation_environment(self.environment, min(episodes, EVALUATION_ENVIRONMENTS))
         key = purpose(seed_key(seed), "evaluation")
         try:
+            _check_fits(spec, world)
             return evaluation.evaluate(as_float32(self.algorithm.prepared()), policy, world, episodes, key)
         finally:
             if is_made(self.environment):
@@ -233,6 +235,18 @@ class Agent:
         if self._policy is None or self._spec is None:
             raise TreadleError("the agent has learned nothing yet: call learn(total_timesteps) first.")
         return self._policy, self._spec
+
+
+def _check_fits(spec: Spec, world: Any) -> None:
+    """Raise `UnsupportedSpace` for an environment that the agent cannot act in."""
+    for what in ("observation", "action"):
+        learned, there = getattr(spec, f"{what}_space"), getattr(world, f"{what}_space")
+        same = type(learned) is type(there) and learned.shape == there.shape
+        if not same or (isinstance(learned, Discrete) and learned.n != there.n):
+            raise UnsupportedSpace(
+                f"this agent learned from {what}s of the space {learned}, and the environment's are {there}. Give it "
+                "the environment that it was trained in, or one with the same spaces."
+            )
 
 
 def _observation(obs: Any, space: Space) -> np.ndarray:

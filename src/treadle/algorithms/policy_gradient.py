@@ -21,7 +21,8 @@ from jaxtyping import Array, Bool, Float
 
 from treadle import optimise
 from treadle.algorithms.base import Algorithm, require
-from treadle.errors import UnsupportedSpace
+from treadle.distributions import Categorical, Gaussian
+from treadle.errors import InvalidSetting, UnsupportedSpace
 from treadle.networks import (
     MLP,
     ActionScaling,
@@ -130,6 +131,25 @@ class PolicyGradient(Algorithm):
         if spec is not None:
             check_actions(spec.action_space, self.name)
             check_observations(spec.observation_space, self.name, self.normalise_observations)
+            self._check_own_networks(spec)
+
+    def _check_own_networks(self, spec: Spec) -> None:
+        """Raise `InvalidSetting` for networks of the user's own that do not fit the spaces."""
+        space = spec.action_space
+        is_discrete = isinstance(space, Discrete)
+        drawn = (space.n,) if is_discrete else (math.prod(space.shape),)
+        if self.policy_network is not None:
+            given = output_of(self.policy_network, "policy_network", spec)
+            kind, parameters = (Categorical, "logits") if is_discrete else (Gaussian, "mean")
+            if not isinstance(given, kind) or getattr(given, parameters).shape != drawn:
+                raise InvalidSetting(
+                    f"policy_network gives {given} for one observation; it must be a treadle.distributions."
+                    f"{kind.__name__} whose {parameters} have the shape {drawn}, since the actions are {space}."
+                )
+        if self.value_network is not None:
+            given = output_of(self.value_network, "value_network", spec)
+            if getattr(given, "shape", None) != ():
+                raise InvalidSetting(f"value_network gives {given} for one observation; it must be one number.")
 
     def prepared(self) -> Self:
         own = {"policy_network": self.policy_network, "value_network": self.value_network}
@@ -262,6 +282,18 @@ def standardised(values: Float[Array, " N"], valid: Bool[Array, " N"] | None = N
     return jnp.where(count > 1, centred / (deviation + 1e-8), values)
 
 
+def output_of(network: Callable[..., Any], setting: str, spec: Spec) -> Any:
+    """The shape of what a network of the user's own gives for one observation. Raises `InvalidSetting` where it takes
+    none."""
+    try:
+        return jax.eval_shape(ravel(network), spec.example.obs)
+    except (TypeError, ValueError) as error:
+        if isinstance(error, InvalidSetting):
+            raise
+        shape = spec.example.obs.shape
+        raise InvalidSetting(f"{setting} cannot take an observation of shape {shape}: {error}") from None
+
+
 def check_actions(space: Space, name: str) -> None:
     """Raise `UnsupportedSpace` for actions that no policy here draws."""
     if not isinstance(space, Box):
@@ -274,8 +306,8 @@ def check_actions(space: Space, name: str) -> None:
     if not space.is_bounded:
         raise UnsupportedSpace(
             f"{name} scales what it draws to the bounds of the action space, and this environment's has none on some "
-            f"side: {space}. Set bounds with gymnasium.wrappers.RescaleAction or ClipAction, or in the world's own "
-            "action_space."
+            f"side: {space}. Give it bounds, in the environment's action_space or with "
+            "gymnasium.wrappers.TransformAction."
         )
 
 

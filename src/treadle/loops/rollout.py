@@ -114,8 +114,8 @@ def with_alarm(metrics: Metrics, rollout: Transition) -> Metrics:
 
 
 NOT_FINITE = (
-    "the environment returned an observation that is NaN, or a reward that is NaN or infinite. Look in it for a division "
-    "by zero or a state that has run away."
+    "the environment returned an observation that is NaN, or a reward that is NaN or infinite. Look in it for a "
+    "division by zero or a state that has run away."
 )
 
 

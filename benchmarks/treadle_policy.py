@@ -1,0 +1,98 @@
+"""Steps per second of Treadle's PPO on CartPole-v1 or DDPG on Pendulum-v1, compiled beforehand, after learning has
+started.
+
+Prints one line of JSON. With several seeds it counts the steps of all of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+
+import jax
+
+import treadle
+from treadle.algorithms.ddpg import DDPG
+from treadle.algorithms.ppo import PPO
+from treadle.loops.choose import make_trainer
+from treadle.loops.execution import tune_cpu
+
+METHODS = {
+    "ppo": PPO(
+        num_envs=4,
+        rollout_length=128,
+        epochs=4,
+        num_minibatches=4,
+        hidden_sizes=(64, 64),
+        activation="tanh",
+        learning_rate=3e-4,
+        gamma=0.99,
+        gae_lambda=0.95,
+        clip=0.2,
+        entropy_coefficient=0.0,
+        value_coefficient=0.5,
+        max_grad_norm=0.5,
+    ),
+    "ddpg": DDPG(
+        hidden_sizes=(30,),
+        activation="relu",
+        learning_rate=1e-3,
+        critic_learning_rate=1e-3,
+        gamma=0.9,
+        tau=0.01,
+        batch_size=32,
+        capacity=10_000,
+        learning_starts=1_000,
+        train_frequency=1,
+        gradient_steps=1,
+        noise="gaussian",
+        noise_std=0.1,
+    ),
+}
+TASKS = {"ppo": "CartPole-v1", "ddpg": "Pendulum-v1"}
+CHUNKS = {"fused": 20 * 512, "host": 4 * 512}
+"""Steps of each seed between two looks at the metrics: whole rollouts of PPO."""
+STEPS = {"ppo": 100_000, "ddpg": 50_000}
+BEFORE = 1_000
+"""Steps of each seed, at least, that compile and pass the start of learning and are not timed."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--method", choices=tuple(METHODS), default="ppo")
+    parser.add_argument("--loop", choices=tuple(CHUNKS), default="fused")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--steps", type=int, help="steps of each seed that are timed, at least")
+    options = parser.parse_args()
+
+    tune_cpu()
+    algorithm, task, chunk = METHODS[options.method], TASKS[options.method], CHUNKS[options.loop]
+    updates = chunk // (algorithm.num_envs * algorithm.num_steps)
+    before, chunks = BEFORE // chunk + 1, -(-(options.steps or STEPS[options.method]) // chunk)
+    trainer = make_trainer(algorithm, task, (before + chunks) * chunk, num_seeds=options.seeds, loop=options.loop)
+    for _ in range(before):
+        trainer.advance(updates)
+
+    begin = time.perf_counter()
+    for _ in range(chunks):
+        trainer.advance(updates)
+    jax.block_until_ready(trainer.state)
+    seconds = time.perf_counter() - begin
+    trainer.close()
+
+    result = {
+        "peer": "Treadle",
+        "steps_per_second": options.seeds * chunks * chunk / seconds,
+        "method": options.method,
+        "task": task,
+        "loop": options.loop,
+        "seeds": options.seeds,
+        "device": jax.default_backend(),
+        "versions": {"treadle": treadle.__version__, "jax": jax.__version__},
+    }
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
