@@ -202,7 +202,7 @@ def test_no_command_at_all_shows_the_usage(capsys):
         ("train dqn CartPole-v1 --total-timesteps -5", "total_timesteps (--total-timesteps) was -5"),
         ("train dqn CartPole-v1 --checkpoint-period 0", "checkpoint_period (--checkpoint-period) was 0"),
         ("train dqn CartPole-v1 --num-envs 0", "num_envs (--num-envs) was 0"),
-        ("train dqn Pendulum-v1", "DQN needs a discrete action space"),
+        ("train dqn Pendulum-v1", "dqn learns to choose among discrete actions"),
         ("train dqn Blackjack-v1", "Blackjack-v1 does not fit by its observation space"),
         ("train dqn Taxi-v3 --loop fused", "--loop fused needs a world in JAX, and 'Taxi-v3' is not one"),
         ("train dqn CartPoleShaped-v1 --loop host", "Gymnasium, which has no such environment"),

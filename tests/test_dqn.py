@@ -240,7 +240,7 @@ def test_settings_out_of_range_are_told_in_a_sentence(settings):
 
 
 def test_continuous_actions_are_refused():
-    with pytest.raises(UnsupportedSpace, match=r"discrete action space.*Discretise"):
+    with pytest.raises(UnsupportedSpace, match=r"among discrete actions.*ppo.*--discretise-actions"):
         DQN().check(_spec(action_space=Box(-1.0, 1.0, (1,))))
 
 

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from treadle.exploration import epsilon_greedy, exponential, linear
+from treadle.exploration import epsilon_greedy
+from treadle.schedules import exponential, linear
 
 ROWS, ACTIONS = 20_000, 4
 

@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from probes import CONTINUOUS_PROBES, PROBES, shared
-from treadle import Agent, CartPole, Pendulum
+from treadle import DQN, Agent, Box, CartPole, Maze, Pendulum, TreadleError
 from treadle.algorithms.a2c import A2C
+from treadle.algorithms.actor_critic import ActorCritic
+from treadle.algorithms.ddpg import DDPG
 from treadle.algorithms.policy_gradient import normalised, standardised
 from treadle.algorithms.ppo import PPO
+from treadle.algorithms.reinforce import Reinforce
+from treadle.errors import UnsupportedSpace
 from treadle.loops import fused
 from treadle.loops.rollout import collect, make_spec, start
 from treadle.loops.seeding import seed_key
 from treadle.loops.seeds import FusedSeeds
 from treadle.normalise import Moments
-from treadle.registry import as_float32
-from treadle.types import Transition
+from treadle.registry import as_float32, as_tree
+from treadle.types import Transition, space_spec
 
 pytestmark = pytest.mark.least_optimised
 
@@ -30,7 +36,12 @@ LEARNERS = {
     "ppo": (PPO(**SMALL, learning_rate=1e-2, learning_rate_end=0.0, rollout_length=16), 300),
 }
 """With how many updates each learns a probe."""
-ALGORITHMS = {name: algorithm for name, (algorithm, _) in LEARNERS.items()}
+ALGORITHMS = {
+    **{name: algorithm for name, (algorithm, _) in LEARNERS.items()},
+    "reinforce": Reinforce(**SMALL, baseline=True, max_episode_length=200),
+    "actor-critic": ActorCritic(**SMALL),
+}
+"""The last two have tests of what they learn of their own."""
 
 _compiled = jax.jit(fused.train, static_argnums=3)
 
@@ -194,6 +205,66 @@ def test_seeds_side_by_side_are_single_seeds():
             np.testing.assert_allclose(a, b[i], rtol=2e-3, atol=2e-4)
 
 
+# What does not fit
+
+
+class Pair(eqx.Module):
+    """Two numbers from one observation of four."""
+
+    weight: jax.Array
+
+    def __call__(self, obs):
+        return obs @ self.weight
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "world", "says"),
+    [
+        (
+            DDPG(),
+            CartPole(),
+            "ddpg learns to choose among continuous actions.*Discrete.*there are a2c, actor-critic.*dqn",
+        ),
+        (DQN(), Pendulum(), "dqn learns to choose among discrete actions.*Box.*a2c.*ddpg.*ppo.*--discretise-actions"),
+        (PPO(normalise_observations=True), Maze(), "--normalise-observations.*real numbers.*Discrete"),
+        (PPO(policy_network=Pair(jnp.ones((4, 2)))), CartPole(), "treadle.distributions.Categorical whose logits"),
+        (A2C(value_network=Pair(jnp.ones((4, 2)))), CartPole(), "value_network gives .* it must be one number"),
+        (A2C(value_network=Pair(jnp.ones((3, 2)))), CartPole(), "value_network cannot take an observation of shape"),
+        (Reinforce(learning_rate=-1.0), CartPole(), "learning_rate .* greater than 0"),
+        (ActorCritic(gamma=2.0), CartPole(), "gamma .* between 0 and 1"),
+    ],
+)
+def test_mistakes_are_told_in_sentences(algorithm, world, says):
+    with pytest.raises(TreadleError, match=says):
+        Agent(algorithm, world).learn(1_000)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "dtype", "says"),
+    [(-math.inf, 1.0, np.float32, "has none on some side.*bounds"), (0, 5, np.int32, "of whole numbers.*Discrete")],
+)
+@pytest.mark.parametrize("algorithm", [PPO(), DDPG()], ids=lambda algorithm: algorithm.name)
+def test_actions_without_bounds_or_of_whole_numbers_are_refused(algorithm, low, high, dtype, says):
+    with pytest.raises(UnsupportedSpace, match=says):
+        algorithm.check(space_spec(Box(-1.0, 1.0, (2,)), Box(low, high, (1,), dtype)))
+
+
+@as_tree
+class Breaking(Pendulum):
+    """A pendulum whose velocity is no number once it hangs."""
+
+    def step(self, state, action, key):
+        state, step = super().step(state, action, key)
+        return state, step._replace(obs=jnp.where(step.obs[0] < 0, jnp.nan, step.obs))
+
+
+@pytest.mark.parametrize("name", ["ppo", "ddpg"])
+def test_an_environment_that_gives_no_numbers_is_named(name):
+    algorithm = {**ALGORITHMS, "ddpg": DDPG(hidden_sizes=(4,), learning_starts=0)}[name]
+    with pytest.raises(TreadleError, match=r"the environment returned an observation that is NaN.*stopped at step"):
+        Agent(algorithm, Breaking()).learn(1_000)
+
+
 # Saved agents
 
 
@@ -214,6 +285,17 @@ def test_a_loaded_agent_acts_with_its_normaliser_and_its_scaling_and_does_not_ex
     normal = (obs - acting.observations.mean) / np.sqrt(acting.observations.variance + 1e-8)
     mean = jax.vmap(acting.policy)(jnp.clip(normal, -10, 10)).mean
     np.testing.assert_allclose(actions, 2.0 * np.clip(mean, -1, 1), rtol=1e-4)
+
+
+def test_an_agent_whose_normaliser_saw_other_observations_is_refused(tmp_path):
+    algorithm = dataclasses.replace(ALGORITHMS["a2c"], normalise_observations=True)
+    Agent(algorithm, "Pendulum-v1").learn(100).save(tmp_path / "agent.safetensors")
+    with pytest.raises(UnsupportedSpace, match=r"learned from observations of .*\(3,\).* are .*\(2,\)"):
+        Agent.load(tmp_path / "agent.safetensors", "MountainCarContinuous-v0").evaluate(1)
+    with pytest.raises(UnsupportedSpace, match=r"learned from observations"):
+        Agent.load(tmp_path / "agent.safetensors", CartPole()).evaluate(1)
+    with pytest.raises(TreadleError, match=r"observation of shape \(4,\); it must be \(3,\)"):
+        Agent.load(tmp_path / "agent.safetensors").predict(np.zeros(4))
 
 
 def test_values_are_no_part_of_what_is_saved(tmp_path):

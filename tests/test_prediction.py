@@ -498,7 +498,7 @@ DISCRETE = space_spec(Discrete(3), Discrete(2))
 @pytest.mark.parametrize(
     ("algorithm", "spec", "says"),
     [
-        (make("td-0"), space_spec(Discrete(3), Box(-1.0, 1.0, (1,))), "needs a discrete action space"),
+        (make("td-0"), space_spec(Discrete(3), Box(-1.0, 1.0, (1,))), "each of some discrete actions"),
         (make("td-0", target_policy=(0.5, 0.6)), DISCRETE, "probabilities, which sum to 1"),
         (make("td-0", target_policy=(0.5, -0.5, 1.0)), DISCRETE, "probabilities, which sum to 1"),
         (make("td-0", target_policy=(1.0,)), DISCRETE, "2 probabilities, one for each action"),

@@ -7,8 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from treadle.schedules import exponential, linear  # noqa: F401 - until DQN asks there
-
 
 def epsilon_greedy(key: Array, q: Float[Array, "B A"], epsilon: Float[Array, ""] | float) -> Int[Array, " B"]:
     """The best action, or with probability `epsilon` one drawn uniformly from all `A` (the best included)."""

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from treadle import exploration, hoist, optimise
+from treadle import exploration, hoist, optimise, schedules
 from treadle.algorithms.base import Algorithm, Survey, register, require
 from treadle.errors import InvalidSetting, UnsupportedSpace
 from treadle.memory import Memory, UniformMemory
@@ -34,8 +34,8 @@ class DQNState(NamedTuple):
     memory: Any
     recent: Transition | None
     """The last `n_step - 1` rows, which wait for those that complete their returns; none where `n_step` is 1."""
-    waiting: Counter
-    """How many of them there are."""
+    waiting: Counter | None
+    """How many of them there are; none where `n_step` is 1."""
     running_max_q: Float[Array, ""]
     """A running mean of `max_a Q(s, a)` where actions were chosen, by which over-estimation shows."""
     step: Counter
@@ -60,6 +60,7 @@ class DQN(Algorithm):
     """
 
     survey = Survey("model-free", "values", "step", "off-policy")
+    actions = ("discrete",)
 
     learning_rate: float = 1e-3
     """Step size of the optimiser."""
@@ -187,11 +188,7 @@ class DQN(Algorithm):
             self._check_spaces(spec)
 
     def _check_spaces(self, spec: Spec) -> None:
-        if not isinstance(spec.action_space, Discrete):
-            raise UnsupportedSpace(
-                f"DQN needs a discrete action space, because it compares the value of every action; this environment "
-                f"has {spec.action_space}. Discretise the actions with a wrapper, or use a method for continuous ones."
-            )
+        assert isinstance(spec.action_space, Discrete)
         states = spec.observation_space.n if isinstance(spec.observation_space, Discrete) else 0
         if self.network is None and states > LARGEST_ONE_HOT:
             raise UnsupportedSpace(
@@ -228,9 +225,9 @@ class DQN(Algorithm):
             target_network=jax.tree.map(jnp.copy, network),
             opt_state=optimise.start(self.gradient_rule, network),
             memory=self.memory.init(example),
-            # Empty arrays in the state would cost the compiled loop time.
+            # What is not used would cost the compiled loop time: empty arrays, and a counter that stays zero.
             recent=None if self.n_step == 1 else jax.tree.map(lambda x: jnp.zeros((*size, *x.shape), x.dtype), waiting),
-            waiting=Counter.zero(),
+            waiting=None if self.n_step == 1 else Counter.zero(),
             running_max_q=jnp.zeros(()),
             step=Counter.zero(),
             total_timesteps=jnp.asarray(spec.total_timesteps, jnp.int32),
@@ -252,7 +249,7 @@ class DQN(Algorithm):
         """Store the rollout; once `learning_starts` is passed, take `gradient_steps` on replayed batches; move the
         target network when its period has passed."""
         step = state.step.add(rollout.reward.size if rollout.valid is None else jnp.sum(rollout.valid))
-        rows, recent = self.with_n_steps(state, rollout)
+        rows, recent, waiting = self.with_n_steps(state, rollout)
         replay = self.memory_at(state)
         memory = replay.add(state.memory, rows)
         learning_rate = self.learning_rate_at(state)
@@ -289,7 +286,7 @@ class DQN(Algorithm):
             opt_state=opt_state,
             memory=replay.update_priorities(memory, indices.ravel(), td_errors.ravel()),
             recent=recent,
-            waiting=Counter(jnp.minimum(state.waiting.value + len(rollout.reward), self.n_step - 1)),
+            waiting=waiting,
             running_max_q=running,
             step=step,
             total_timesteps=state.total_timesteps,
@@ -297,22 +294,25 @@ class DQN(Algorithm):
         loss = Mean(jnp.mean(losses), learning.astype(jnp.float32))
         return new, {"loss": loss, "max_q": max_q, "running_max_q": running, "epsilon": self.epsilon(state)}
 
-    def with_n_steps(self, state: DQNState, rollout: Transition) -> tuple[Transition, Transition | None]:
+    def with_n_steps(
+        self, state: DQNState, rollout: Transition
+    ) -> tuple[Transition, Transition | None, Counter | None]:
         """The rows `[T, B]` whose n-step returns a rollout completes, the discount of their bootstrap among the extras,
-        and the last `n_step - 1` rows, which wait for the next."""
-        rollout, recent = rollout._replace(extras=()), state.recent
-        if recent is None:
-            return rollout, None
+        the last `n_step - 1` rows, which wait for the next, and how many of these there are."""
+        rollout, recent, waiting = rollout._replace(extras=()), state.recent, state.waiting
+        if recent is None or waiting is None:
+            return rollout, None, None
         if rollout.valid is None:
             # From a counter, so that what memory counts stays alike in all seeds.
-            waits = jnp.arange(self.n_step - 1) >= self.n_step - 1 - state.waiting.value
+            waits = jnp.arange(self.n_step - 1) >= self.n_step - 1 - waiting.value
             recent = recent._replace(valid=jnp.broadcast_to(waits[:, None], recent.reward.shape))
             rollout = rollout._replace(valid=jnp.ones(rollout.reward.shape, jnp.bool_))
         rows = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), recent, rollout)
         steps = rollout.reward.shape[0]
         windows = jax.tree.map(lambda x: x[jnp.arange(steps)[:, None] + jnp.arange(self.n_step)], rows)
         whole, discount = jax.vmap(jax.vmap(n_step, in_axes=(1, None)), in_axes=(0, None))(windows, self.gamma)
-        return whole._replace(extras=discount), jax.tree.map(lambda x: x[steps:], rows)
+        waiting = Counter(jnp.minimum(waiting.value + steps, self.n_step - 1))
+        return whole._replace(extras=discount), jax.tree.map(lambda x: x[steps:], rows), waiting
 
     def batch_loss(self, network, target_network, batch):
         """The weighted mean loss of a sampled batch, and its TD errors."""
@@ -334,20 +334,20 @@ class DQN(Algorithm):
         if not self.prioritized:
             return self.memory
         steps = self.priority_beta_fraction * state.total_timesteps
-        beta = exploration.linear(self.priority_beta, self.priority_beta_end, steps, state.step.value)
+        beta = schedules.linear(self.priority_beta, self.priority_beta_end, steps, state.step.value)
         return dataclasses.replace(self.memory, beta=beta)
 
     def epsilon(self, state: Any) -> Float[Array, ""]:
         step = state.step.value
         if self.epsilon_schedule == "exponential":
-            return exploration.exponential(self.epsilon_start, self.epsilon_end, self.epsilon_scale, step)
+            return schedules.exponential(self.epsilon_start, self.epsilon_end, self.epsilon_scale, step)
         steps = self.epsilon_fraction * state.total_timesteps
-        return exploration.linear(self.epsilon_start, self.epsilon_end, steps, step)
+        return schedules.linear(self.epsilon_start, self.epsilon_end, steps, step)
 
     def learning_rate_at(self, state: DQNState) -> Float[Array, ""] | float:
         if self.learning_rate_end is None:
             return self.learning_rate
-        return exploration.linear(self.learning_rate, self.learning_rate_end, state.total_timesteps, state.step.value)
+        return schedules.linear(self.learning_rate, self.learning_rate_end, state.total_timesteps, state.step.value)
 
     def begin_episodes(self, state: DQNState) -> DQNState:
         if state.recent is None:

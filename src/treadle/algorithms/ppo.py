@@ -160,8 +160,10 @@ class PPO(PolicyGradient):
         """The loss of a minibatch, and what is reported of it."""
         assert networks.value is not None
         pi = jax.vmap(networks.policy)(batch.obs)
-        ratio = jnp.exp(pi.log_prob(batch.action) - batch.old_log_prob)
-        kl = mean_of(batch.old.kl(pi), batch.valid)
+        log_ratio = pi.log_prob(batch.action) - batch.old_log_prob
+        ratio = jnp.exp(log_ratio)
+        # Without the penalty an estimate of the divergence will do, which costs less.
+        kl = mean_of(batch.old.kl(pi) if self.penalty == "kl" else (ratio - 1.0) - log_ratio, batch.valid)
         advantage = standardised(batch.advantage, batch.valid) if self.normalise_advantages else batch.advantage
         gain = ratio * advantage
         if self.penalty == "clip":

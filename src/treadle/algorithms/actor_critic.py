@@ -1,0 +1,62 @@
+"""One-step actor-critic (Sutton and Barto 2018, section 13.5)."""
+
+from __future__ import annotations
+
+import jax
+from jaxtyping import Array
+
+from treadle.algorithms.base import Survey, register, require
+from treadle.algorithms.policy_gradient import Learner, Networks, PolicyGradient, mean_of
+from treadle.returns import td_error
+from treadle.types import Metrics, Spec, Transition
+
+
+@register("actor-critic")
+class ActorCritic(PolicyGradient):
+    """A policy that follows the TD error of every step, `delta = r + gamma v(s') - v(s)`, while the values learn from
+    the same error.
+
+    The loss is `-log pi(a|s) delta - entropy_coefficient H + value_coefficient delta^2`, of which one gradient step is
+    taken after each step of all environments. `delta` weighs the policy without a gradient of its own, and the target
+    of the values has none. The book's factor `I = gamma^t` is left out: it would all but stop learning late in an
+    episode.
+    """
+
+    survey = Survey("model-free", "values and policy", "step", "on-policy")
+
+    value_coefficient: float = 0.5
+    """How much the squared error of the values counts in the loss."""
+
+    def check(self, spec: Spec | None = None) -> None:
+        super().check(spec)
+        require(self.value_coefficient >= 0, "value_coefficient", self.value_coefficient, "0 or more")
+
+    def init(self, key: Array, spec: Spec) -> Learner:
+        return self.start(key, spec)
+
+    def update(self, state: Learner, rollout: Transition, key: Array) -> tuple[Learner, Metrics]:
+        state, rollout = self.observe(state, rollout)
+        gradients, metrics = self.gradients(state, rollout, key)
+        return self.apply(state, gradients), metrics
+
+    def gradients(self, state: Learner, rollout: Transition, key: Array) -> tuple[Networks, Metrics]:
+        """Of the loss of a rollout as `observe` returned it."""
+        return jax.grad(self.loss, has_aux=True)(state.networks, rollout)
+
+    def apply(self, state: Learner, gradients: Networks) -> Learner:
+        return self.descend(state, gradients)
+
+    def loss(self, networks: Networks, rollout: Transition) -> tuple[Array, Metrics]:
+        delta = jax.vmap(jax.vmap(self.td_error, (None, 0)), (None, 0))(networks, rollout)
+        pi = jax.vmap(jax.vmap(networks.policy))(rollout.obs)
+        policy_loss = -mean_of(pi.log_prob(rollout.action) * jax.lax.stop_gradient(delta), rollout.valid)
+        value_loss = mean_of(delta**2, rollout.valid)
+        entropy = mean_of(pi.entropy(), rollout.valid)
+        loss = policy_loss - self.entropy_coefficient * entropy + self.value_coefficient * value_loss
+        return loss, {"loss": loss, "policy_loss": policy_loss, "value_loss": value_loss, "entropy": entropy}
+
+    def td_error(self, networks: Networks, t: Transition) -> Array:
+        """Of one transition."""
+        assert networks.value is not None
+        discount = self.gamma * (1.0 - t.terminated)
+        return td_error(networks.value(t.obs), t.reward, discount, networks.value(t.next_obs))
