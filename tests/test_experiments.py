@@ -15,11 +15,16 @@ from treadle.environments.treasure_line import TreasureLine
 from treadle.errors import InvalidSetting, TreadleError, UnknownName
 from treadle.experiment import Claim, Experiment, Outcome, Trial, Verdict
 from treadle.experiments import (
+    actor_critic,
     common,
+    ddpg_targets,
     double_dqn,
     dueling_dqn,
     maze_dqn,
+    ppo_penalty,
     prioritized_replay,
+    reinforce_cartpole,
+    reinforce_mountain_car,
     tutorial_cartpole,
     tutorial_mountain_car,
 )
@@ -291,7 +296,87 @@ def test_tutorials_agents_are_judged_by_what_most_or_all_seeds_reach():
     assert "0 of 4 seeds won one of the first 100, 4 one of 300" in made.EXPERIMENT.claims[3].judge(outcomes).figures
 
 
-NETWORKS = (double_dqn, dueling_dqn, maze_dqn, prioritized_replay, tutorial_cartpole, tutorial_mountain_car)
+def returning(returns, ended=None):
+    """The outcome of episodes that return so much `[S, N]`, of 20 steps each, one between two looks unless told."""
+    returns = np.asarray(returns, float)
+    ended = np.ones(returns.shape, int) if ended is None else np.asarray(ended)
+    return Outcome(returns, 20 * ended, ended, ())
+
+
+def test_running_returns_are_those_of_episodes_that_ended():
+    np.testing.assert_allclose(common.running(np.array([[10, 20, 0]]), 0.9), [[10.0, 11.0, 9.9]])
+    found = common.episode_returns(returning([[0, 5, 0, 7, 9], [3, 0, 0, 0, 0]], [[0, 1, 0, 1, 1], [1, 0, 0, 0, 0]]), 2)
+    np.testing.assert_array_equal(found, [[5, 7], [3, np.nan]])
+    first = common.first_time(np.array([[False, True, True], [False, False, False], [True, False, True]]))
+    assert first.tolist() == [2, np.inf, 1]
+    assert common.share_told(first) == "2 of 3 seeds, by episode 2 (median)"
+    assert common.share_told(first[1:2]) == "0 of 1 seeds"
+
+
+def test_reinforce_is_judged_by_the_running_return():
+    made = reinforce_cartpole
+    learned, lost = np.full(made.EPISODES, 400.0), np.where(np.arange(made.EPISODES) < 400, 400.0, 10.0)
+    assert holding(made, {made.LABEL: returning([learned, learned, lost])}) == [True, True, True]
+    assert holding(made, {made.LABEL: returning([learned, lost, lost])}) == [True, False, True]
+    assert holding(made, {made.LABEL: returning([learned, learned, 0 * lost])}) == [False, True, True]
+
+
+def test_mountain_car_is_judged_at_the_tutorials_episodes():
+    made = reinforce_mountain_car
+    at = np.interp(np.arange(1, made.EPISODES + 1), [1, *made.TUTORIAL], [-40_000, *made.TUTORIAL.values()])
+    at[0] = -40_000
+    episodes = np.append(at[:1], (at[1:] - made.DECAY * at[:-1]) / (1 - made.DECAY))
+    better, worse = episodes * 0.9, episodes * 1.1
+    assert holding(made, {made.LABEL: returning([better, better, worse])}) == [True, True, True]
+    assert holding(made, {made.LABEL: returning([better, worse, worse])}) == [True, False, True]
+    assert holding(made, {made.LABEL: returning([worse, worse])}) == [False, False, True]
+    stuck = np.arange(made.EPISODES) < 200
+    found = {made.LABEL: returning([better, worse, worse], [stuck | True, stuck, stuck])}
+    assert holding(made, found) == [True, False, False], "who never came so far is worse than any"
+
+
+def test_the_penalty_is_judged_by_all_episodes():
+    made, spread = actor_critic, np.arange(8)[:, None]
+    high, low = (np.full((8, made.EPISODES), value) + spread for value in (300.0, 100.0))
+    assert holding(made, {made.WITH: returning(high), made.WITHOUT: returning(low)}) == [True, False, False, True]
+    assert holding(made, {made.WITH: returning(low), made.WITHOUT: returning(high)}) == [False, True, False, False]
+
+
+def test_target_copies_are_judged_once_the_memory_is_full():
+    made, episode, spread = ddpg_targets, np.arange(ddpg_targets.EPISODES), np.arange(8)[:, None]
+    soon, late = (returning(np.where(episode < start, -1_000.0, -200.0) + spread) for start in (70, 90))
+    early = returning(np.where(episode < made.FILLING, -100.0, -1_000.0) + spread)
+    assert holding(made, {made.SOFT: soon, made.HARD: late}) == [True, True, True, False]
+    assert holding(made, {made.SOFT: late, made.HARD: early}) == [True, False, True, True]
+    assert holding(made, {made.SOFT: early, made.HARD: soon}) == [False, True, False, False]
+
+
+def test_ppos_penalties_are_judged_for_each_kind_of_policy():
+    made, spread = ppo_penalty, np.arange(8)[:, None]
+    good, poor = (returning(np.full((8, made.EPISODES), value) + spread) for value in (-200.0, -900.0))
+
+    def judged(*outcomes):
+        labels = [made.label(penalty, policy) for policy in made.POLICIES for penalty in made.PENALTIES]
+        return holding(made, dict(zip(labels, outcomes, strict=True)))
+
+    assert judged(poor, poor, good, good) == [False, True, True, False, False]
+    assert judged(good, poor, good, good) == [False, True, False, True, False]
+    assert judged(good, good, good, poor) == [True, False, False, False, True]
+
+
+NETWORKS = (
+    actor_critic,
+    ddpg_targets,
+    double_dqn,
+    dueling_dqn,
+    maze_dqn,
+    ppo_penalty,
+    prioritized_replay,
+    reinforce_cartpole,
+    reinforce_mountain_car,
+    tutorial_cartpole,
+    tutorial_mountain_car,
+)
 
 
 def traced(trial):

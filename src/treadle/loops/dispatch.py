@@ -15,8 +15,8 @@ from jaxtyping import Array, Float, PyTree
 from treadle import hoist
 from treadle.algorithms.base import Algorithm
 from treadle.loops.execution import compiler_options
-from treadle.loops.packing import Packing
 from treadle.loops.rollout import with_alarm
+from treadle.packing import Packing
 from treadle.spaces import Space
 from treadle.types import Alarm, Carry, Mean, Metrics, Obs, Spec, Transition, select, space_spec
 

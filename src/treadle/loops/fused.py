@@ -10,13 +10,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from treadle import hoist
+from treadle import hoist, packing
 from treadle.algorithms.base import Algorithm
 from treadle.environments.base import Environment
 from treadle.environments.wrappers import Wrapped, learning_reward
 from treadle.loops.rollout import Actor, Episodes, collect, make_spec, start, with_alarm
 from treadle.loops.seeding import purpose
 from treadle.types import Counter, Metrics, Step, Transition
+
+
+LONG_ROUND = 32
+"""Steps of a rollout from which on it does not matter how many buffers a round has."""
 
 
 class TrainState(NamedTuple):
@@ -54,7 +58,8 @@ def advance(
     """
     one_round = make_round(algorithm, environment, keep_data)
     keys = round_keys(state, num_updates)
-    (algorithm_state, actor), record = hoist.scan(one_round, (state.algorithm, state.actor), keys)
+    scan = packing.scan if algorithm.num_steps < LONG_ROUND else hoist.scan
+    (algorithm_state, actor), record = scan(one_round, (state.algorithm, state.actor), keys)
     return TrainState(algorithm_state, actor, state.updates.add(num_updates), state.key), record
 
 

@@ -1,17 +1,26 @@
-"""Few buffers instead of many: a compiled call is dispatched faster the fewer arrays it takes and gives."""
+"""Few buffers instead of many.
+
+A compiled call is dispatched faster the fewer arrays it takes and gives. A compiled loop runs faster the fewer it
+carries along: each that a step changes is copied first, and where many operations are ready at once, XLA hands some of
+them to another thread, which takes a CPU longer to wake than all of them take to run.
+"""
 
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from treadle.hoist import is_key
+from treadle import hoist
 from treadle.memory import from_words, to_words
+from treadle.types import Counter
+
+C = TypeVar("C")
 
 SMALL = 64
 """Arrays of up to this many elements are laid side by side in one vector."""
@@ -41,7 +50,7 @@ class Packing:
         self.words = 0
         for leaf in leaves:
             shape, dtype = tuple(leaf.shape), leaf.dtype
-            packable = dtype == jnp.bool_ or (not is_key(leaf) and dtype.itemsize == 4)
+            packable = dtype == jnp.bool_ or (not hoist.is_key(leaf) and dtype.itemsize == 4)
             fits = packable and math.prod(shape) <= small
             self._places.append(_Place(shape, dtype, self.words if fits else None))
             self.words += math.prod(shape) if fits else 0
@@ -81,3 +90,39 @@ class Packing:
             flat = leaf.reshape(-1)
             vector[place.start : place.start + place.size] = flat if place.dtype == np.bool_ else flat.view(np.uint32)
         return (vector, *others)
+
+
+def scan(body: Callable[[C, Any], tuple[C, Any]], init: C, xs: PyTree) -> tuple[C, Any]:
+    """`hoist.scan(body, init, xs)` with what is small of the carry, and of what each step gives, in one buffer each.
+
+    Counters have a buffer of their own, since they may be alike where all else is batched.
+    """
+    leaves, tree = jax.tree.flatten(init, is_leaf=_is_counter)
+    counters, others = _apart(leaves)
+    carried = Packing(counters), Packing(others)
+    given: list[Packing] = []
+
+    def pack(carry: C) -> tuple[Any, Any]:
+        counters, others = _apart(jax.tree.leaves(carry, is_leaf=_is_counter))
+        return carried[0].pack(counters), carried[1].pack(others)
+
+    def unpack(buffers: tuple[Any, Any]) -> C:
+        counters, others = (iter(p.unpack(b)) for p, b in zip(carried, buffers, strict=True))
+        return jax.tree.unflatten(tree, [next(counters) if _is_counter(x) else next(others) for x in leaves])
+
+    def packed_body(buffers: tuple[Any, Any], x: Any) -> tuple[tuple[Any, Any], Any]:
+        carry, y = body(unpack(buffers), x)
+        given.append(Packing(y))
+        return pack(carry), given[-1].pack(y)
+
+    buffers, ys = hoist.scan(packed_body, pack(init), xs)
+    return unpack(buffers), jax.vmap(given[-1].unpack)(ys)
+
+
+def _is_counter(x: Any) -> bool:
+    return isinstance(x, Counter)
+
+
+def _apart(leaves: list[Any]) -> tuple[list[Any], list[Any]]:
+    """The counters, and the others."""
+    return [x for x in leaves if _is_counter(x)], [x for x in leaves if not _is_counter(x)]
