@@ -151,6 +151,56 @@ ROWS = (
         "SLM Lab reports 266 for double DQN with prioritized replay. Needs the extra `box2d`. Through the host loop, "
         "the seeds one after the other. On the one seed that it was tried on (base seed 100) the score was 270.1",
     ),
+    Row(
+        "ppo",
+        "CartPole-v1",
+        "default",
+        10,
+        490,
+        "RL Zoo's settings; it reports 500. On 8 of base seed 100 every seed scored 500",
+    ),
+    Row(
+        "a2c",
+        "CartPole-v1",
+        "default",
+        10,
+        490,
+        "RL Zoo reports 500. On 8 of base seed 100 seven seeds scored 500 and one 325",
+    ),
+    Row(
+        "reinforce",
+        "CartPole-v1",
+        "default",
+        10,
+        475,
+        "On 16 of base seed 100 the IQM was 500, the worst seed 463",
+    ),
+    Row("ppo", "Acrobot-v1", "default", 10, -85, "RL Zoo reports -73.5. On 8 of base seed 100 the IQM was -76.0"),
+    Row(
+        "ddpg",
+        "Pendulum-v1",
+        "default",
+        10,
+        -165,
+        "RL Zoo reports -152 from one run. On 10 of base seed 200 the IQM was -152.1",
+    ),
+    Row("ppo", "Pendulum-v1", "default", 10, -185, "RL Zoo reports -172. On 10 of base seed 200 the IQM was -157.5"),
+    Row(
+        "ddpg",
+        "MountainCarContinuous-v0",
+        "default",
+        10,
+        88,
+        "RL Zoo reports 93.5 for DDPG. On 8 of base seed 200 the IQM was 93.6",
+    ),
+    Row(
+        "actor-critic",
+        "CartPole-v1",
+        "default",
+        10,
+        None,
+        "One step, one environment. On 12 seeds that it was tuned on every one scored 500",
+    ),
 )
 EPISODES = 100
 

@@ -11,7 +11,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from treadle import hoist, packing
 from treadle.packing import SMALL, Packing
+from treadle.types import Counter
 
 SHAPES: dict[str, tuple[type, tuple[int, ...]]] = {
     "number": (np.float32, ()),
@@ -132,3 +134,36 @@ def test_rows_that_were_packed_one_by_one_are_unpacked_together():
 def test_a_tree_of_another_size_is_refused():
     with pytest.raises(ValueError, match="zip"):
         PACKING.pack(dict(list(EXAMPLE.items())[:-1]))
+
+
+def test_a_packed_scan_is_the_scan():
+    """Counters, numbers, flags, arrays too large to be packed, nothing at all, and random draws."""
+
+    def body(carry, key):
+        count, state = carry
+        drawn = jax.random.normal(key, (3,))
+        state = {**state, "x": state["x"] + drawn, "flag": ~state["flag"], "large": state["large"].at[0].add(drawn[0])}
+        return (count.add(2), state), (drawn, state["flag"], state["large"][:70], ())
+
+    state = {"x": jnp.zeros(3), "flag": jnp.array(False), "large": jnp.zeros(100), "none": jnp.zeros((0, 2))}
+    start = Counter.zero(), state
+    keys = jax.random.split(jax.random.key(0), 5)
+    for a, b in zip(
+        *map(jax.tree.leaves, (packing.scan(body, start, keys), hoist.scan(body, start, keys))), strict=True
+    ):
+        assert a.dtype == b.dtype
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_packed_scan_leaves_counters_alike_in_all_seeds():
+    """Mapped over seeds, a condition on a counter stays a branch."""
+
+    def train(x):
+        def body(carry, _):
+            count, x = carry
+            x = jax.lax.cond(count.passes(2, since=Counter(count.value - 1)), lambda x: x + 1, lambda x: x, x)
+            return (count.add(1), x), x
+
+        return packing.scan(body, (Counter.zero(), x), jnp.arange(4))[0][1]
+
+    assert "cond[" in str(jax.make_jaxpr(jax.vmap(train))(jnp.zeros(3)))

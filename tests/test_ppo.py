@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 
 from tiny import ROLLOUT, SPEC, LinearValue, TablePolicy, column
-from treadle.algorithms.ppo import PPO, Batch
+from treadle.algorithms.ppo import PPO, Batch, permutation
 from treadle.distributions import Categorical
 from treadle.errors import InvalidSetting
 
@@ -145,6 +146,20 @@ def test_each_epoch_goes_over_every_row_once_in_an_order_of_its_own():
     epochs = orders.reshape(5, 4)
     np.testing.assert_array_equal(np.sort(epochs, axis=1), np.tile(np.arange(4), (5, 1)))
     assert len({tuple(order) for order in epochs}) > 1
+
+
+def test_a_permutation_is_one_and_every_number_comes_as_often_everywhere():
+    """A chi-square test of where each of five numbers stands in 20,000 of them: p-value above 0.001."""
+    orders = np.asarray(jax.vmap(lambda key: permutation(key, 5))(jax.random.split(KEY, 20_000)))
+    np.testing.assert_array_equal(np.sort(orders, axis=1), np.tile(np.arange(5), (20_000, 1)))
+    counts = np.stack([np.bincount(column, minlength=5) for column in orders.T])
+    assert (counts - 4_000).std() > 10, "it is random"
+    assert scipy.stats.chi2.sf(((counts - 4_000) ** 2 / 4_000).sum(), 16) > 1e-3
+
+
+@pytest.mark.parametrize("n", [1, 2, 512, 70_000])
+def test_a_permutation_of_any_size_has_every_number_once(n):
+    np.testing.assert_array_equal(np.sort(permutation(KEY, n)), np.arange(n))
 
 
 @pytest.mark.parametrize(

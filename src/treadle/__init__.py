@@ -15,12 +15,17 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from treadle.agent import Agent
+    from treadle.algorithms.a2c import A2C
+    from treadle.algorithms.actor_critic import ActorCritic
+    from treadle.algorithms.ddpg import DDPG
     from treadle.algorithms.dqn import DQN
     from treadle.algorithms.dyna_q import DynaQ
     from treadle.algorithms.expected_sarsa import ExpectedSarsa
     from treadle.algorithms.lambda_return import LambdaReturn
     from treadle.algorithms.monte_carlo import MonteCarlo
+    from treadle.algorithms.ppo import PPO
     from treadle.algorithms.q_learning import QLearning
+    from treadle.algorithms.reinforce import Reinforce
     from treadle.algorithms.sarsa import Sarsa
     from treadle.algorithms.sarsa_lambda import SarsaLambda
     from treadle.algorithms.td_lambda import TD0, TDLambda
@@ -30,6 +35,7 @@ if TYPE_CHECKING:
     from treadle.environments.cliff_walking import CliffWalking
     from treadle.environments.maze import Maze
     from treadle.environments.mountain_car import MountainCar
+    from treadle.environments.mountain_car_continuous import MountainCarContinuous
     from treadle.environments.pendulum import Pendulum
     from treadle.environments.random_walk import RandomWalk
     from treadle.environments.treasure_line import TreasureLine
@@ -41,9 +47,13 @@ if TYPE_CHECKING:
     from treadle.spaces import Box, Discrete
 
 __all__ = [
+    "A2C",
+    "DDPG",
     "DQN",
+    "PPO",
     "TD0",
     "Acrobot",
+    "ActorCritic",
     "Agent",
     "Box",
     "CartPole",
@@ -56,9 +66,11 @@ __all__ = [
     "Maze",
     "MonteCarlo",
     "MountainCar",
+    "MountainCarContinuous",
     "Pendulum",
     "QLearning",
     "RandomWalk",
+    "Reinforce",
     "Sarsa",
     "SarsaLambda",
     "TDLambda",
@@ -72,11 +84,14 @@ __all__ = [
 ]
 
 _HOMES = {
+    "A2C": "algorithms.a2c",
     "Acrobot": "environments.acrobot",
+    "ActorCritic": "algorithms.actor_critic",
     "Agent": "agent",
     "Box": "spaces",
     "CartPole": "environments.cartpole",
     "CliffWalking": "environments.cliff_walking",
+    "DDPG": "algorithms.ddpg",
     "DQN": "algorithms.dqn",
     "Dataset": "dataset",
     "Discrete": "spaces",
@@ -86,9 +101,12 @@ _HOMES = {
     "Maze": "environments.maze",
     "MonteCarlo": "algorithms.monte_carlo",
     "MountainCar": "environments.mountain_car",
+    "MountainCarContinuous": "environments.mountain_car_continuous",
+    "PPO": "algorithms.ppo",
     "Pendulum": "environments.pendulum",
     "QLearning": "algorithms.q_learning",
     "RandomWalk": "environments.random_walk",
+    "Reinforce": "algorithms.reinforce",
     "Sarsa": "algorithms.sarsa",
     "SarsaLambda": "algorithms.sarsa_lambda",
     "TD0": "algorithms.td_lambda",

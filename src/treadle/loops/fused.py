@@ -18,7 +18,6 @@ from treadle.loops.rollout import Actor, Episodes, collect, make_spec, start, wi
 from treadle.loops.seeding import purpose
 from treadle.types import Counter, Metrics, Step, Transition
 
-
 LONG_ROUND = 32
 """Steps of a rollout from which on it does not matter how many buffers a round has."""
 
