@@ -51,9 +51,9 @@ METHODS = {
     ),
 }
 TASKS = {"ppo": "CartPole-v1", "ddpg": "Pendulum-v1"}
-CHUNKS = {"fused": 20 * 512, "host": 4 * 512}
+CHUNKS = {"fused": 100 * 512, "host": 4 * 512}
 """Steps of each seed between two looks at the metrics: whole rollouts of PPO."""
-STEPS = {"ppo": 100_000, "ddpg": 50_000}
+STEPS = {"ppo": 500_000, "ddpg": 100_000}
 BEFORE = 1_000
 """Steps of each seed, at least, that compile and pass the start of learning and are not timed."""
 

@@ -14,7 +14,7 @@ import numpy as np
 from treadle import exact, figures, registry, study
 from treadle.comparison import CONFIDENCE, contrast
 from treadle.environments.wrappers import learning_reward
-from treadle.experiment import Claim, Outcomes, Verdict
+from treadle.experiment import Claim, Outcome, Outcomes, Verdict
 from treadle.loops.looks import Moment
 from treadle.loops.rollout import make_spec
 from treadle.loops.seeding import purpose
@@ -98,6 +98,39 @@ def smoothed(rows: np.ndarray, window: int) -> np.ndarray:
     """Moving mean over the last `window` looks `[S, N]`."""
     total = np.cumsum(np.pad(rows.astype(float), ((0, 0), (window, 0)), mode="edge"), axis=1)
     return (total[:, window:] - total[:, :-window]) / window
+
+
+def running(rows: np.ndarray, decay: float) -> np.ndarray:
+    """The running mean of curves `[S, N]` as tutorials report it: it starts with the first value, and moves by
+    `1 - decay` of the way to each."""
+    found = rows.astype(float)
+    for i in range(1, rows.shape[1]):
+        found[:, i] = decay * found[:, i - 1] + (1 - decay) * rows[:, i]
+    return found
+
+
+def first_time(flags: np.ndarray) -> np.ndarray:
+    """The look, counted from 1, at which each seed's flag `[S, N]` is up for the first time; infinite where it never
+    is."""
+    return np.where(flags.any(axis=1), flags.argmax(axis=1) + 1.0, np.inf)
+
+
+def share_told(first: np.ndarray) -> str:
+    """How many seeds came there, and when (`first_time`, in episodes)."""
+    told = f"{np.sum(np.isfinite(first))} of {len(first)} seeds"
+    middle = np.median(first)
+    return f"{told}, by episode {middle:.0f} (median)" if np.isfinite(middle) else told
+
+
+def episode_returns(outcome: Outcome, count: int) -> np.ndarray:
+    """The returns of each seed's first `count` episodes `[S, count]`, NaN after the last that ended. At most one may
+    end between two looks."""
+    assert outcome.ended.max() <= 1
+    found = np.full((len(outcome.returns), count), np.nan)
+    for row, returns, ended in zip(found, outcome.returns, outcome.ended, strict=True):
+        first = returns[ended > 0][:count]
+        row[: len(first)] = first
+    return found
 
 
 def chain_values(moment: Moment) -> Any:
