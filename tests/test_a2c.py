@@ -32,6 +32,11 @@ TARGETS = np.array([1 + 0.5 * (2 + 0.5 * 18), 2 + 0.5 * 18, 3 + 0.5 * (4 + 0.5 *
 VALUES = np.array([2.0, 4.0, 6.0, 8.0])
 
 
+def vectors(networks) -> list[np.ndarray]:
+    """The parameters of the policy, and those of the values."""
+    return [np.asarray(network.vector) for network in networks]
+
+
 def test_one_step_is_the_gradient_worked_by_hand():
     """Softmax: the gradient of log pi(a) by logits is onehot(a) - pi."""
     algorithm = make()
@@ -43,7 +48,7 @@ def test_one_step_is_the_gradient_worked_by_hand():
     policy_gradient = -(scores * advantage[:, None]).mean(0)
     value_gradient = 0.5 * (-2 * advantage * np.array([1.0, 2.0, 3.0, 4.0])).mean()
     np.testing.assert_allclose(after.networks.policy.vector, LOGITS - 0.1 * policy_gradient, rtol=1e-5)
-    np.testing.assert_allclose(after.networks.value.vector, SLOPE - 0.1 * value_gradient, rtol=1e-5)
+    np.testing.assert_allclose(vectors(after.networks)[1], SLOPE - 0.1 * value_gradient, rtol=1e-5)
     np.testing.assert_allclose(metrics["value_loss"], (advantage**2).mean(), rtol=1e-5)
     np.testing.assert_allclose(metrics["entropy"], -(pi * np.log(pi)).sum(), rtol=1e-5)
 
@@ -95,7 +100,7 @@ def test_the_gradient_is_clipped_by_the_norm_of_both_networks_together():
         algorithm = make(max_grad_norm=norm)
         state = algorithm.init(jax.random.key(0), SPEC)
         after, _ = algorithm.update(state, ROLLOUT, jax.random.key(1))
-        ends.append(np.concatenate([x.vector for x in after.networks]) - np.concatenate([LOGITS, SLOPE]))
+        ends.append(np.concatenate(vectors(after.networks)) - np.concatenate([LOGITS, SLOPE]))
     free, clipped = ends
     np.testing.assert_allclose(np.linalg.norm(clipped), 0.1 * 0.01, rtol=1e-4)
     np.testing.assert_allclose(clipped / np.linalg.norm(clipped), free / np.linalg.norm(free), rtol=1e-3)
@@ -109,8 +114,8 @@ def test_the_values_have_a_step_size_of_their_own_and_both_are_annealed_to_nothi
     def moved(step):
         schedule = state.schedule._replace(step=state.schedule.step.add(step))
         after = algorithm.apply(state._replace(schedule=schedule), gradients).networks
-        parts = zip(after, state.networks, gradients, strict=True)
-        return [float(((b.vector - a.vector) / g.vector)[0]) for a, b, g in parts]
+        parts = zip(*map(vectors, (after, state.networks, gradients)), strict=True)
+        return [float(((b - a) / g)[0]) for a, b, g in parts]
 
     np.testing.assert_allclose(moved(0), [0.1, 0.2], rtol=1e-4)
     np.testing.assert_allclose(moved(500), [0.05, 0.1], rtol=1e-4)

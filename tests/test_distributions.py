@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,7 +27,7 @@ def test_categorical_log_probabilities_entropy_and_divergence_are_scipys():
     pi, other = Categorical(jnp.asarray(LOGITS)), Categorical(jnp.asarray(OTHER_LOGITS))
     p, q = probabilities(LOGITS), probabilities(OTHER_LOGITS)
     actions = np.array([0, 3, 1, 2, 2])
-    expected = [scipy.stats.multinomial(1, row).logpmf(np.eye(4)[a]) for row, a in zip(p, actions, strict=True)]
+    expected = [float(scipy.stats.multinomial(1, row).logpmf(np.eye(4)[a])) for row, a in zip(p, actions, strict=True)]
     np.testing.assert_allclose(pi.log_prob(jnp.asarray(actions)), expected, rtol=1e-5)
     np.testing.assert_allclose(pi.entropy(), scipy.stats.entropy(p, axis=-1), rtol=1e-5)
     np.testing.assert_allclose(pi.kl(other), scipy.stats.entropy(p, q, axis=-1), rtol=1e-4)
@@ -35,13 +37,13 @@ def test_categorical_log_probabilities_entropy_and_divergence_are_scipys():
 def test_gaussian_log_probabilities_entropy_and_divergence_are_scipys():
     pi, other = Gaussian(jnp.asarray(MEANS), jnp.asarray(STDS)), Gaussian(jnp.asarray(OTHER_MEANS), OTHER_STDS)
     drawn = RNG.normal(size=(5, 3)).astype(np.float32)
-    theirs = scipy.stats.norm(MEANS, STDS)
+    theirs: Any = scipy.stats.norm(MEANS, STDS)
     np.testing.assert_allclose(pi.log_prob(jnp.asarray(drawn)), theirs.logpdf(drawn).sum(-1), rtol=1e-4)
     np.testing.assert_allclose(pi.entropy(), theirs.entropy().sum(-1), rtol=1e-5)
     # SciPy has no divergence of continuous distributions: the mean of the difference of log-densities, by quadrature.
     x = MEANS[..., None] + STDS[..., None] * np.linspace(-10, 10, 4001)
-    p = scipy.stats.norm(MEANS[..., None], STDS[..., None])
-    q = scipy.stats.norm(OTHER_MEANS[..., None], OTHER_STDS[..., None])
+    p: Any = scipy.stats.norm(MEANS[..., None], STDS[..., None])
+    q: Any = scipy.stats.norm(OTHER_MEANS[..., None], OTHER_STDS[..., None])
     integral = np.trapezoid(p.pdf(x) * (p.logpdf(x) - q.logpdf(x)), x, axis=-1).sum(-1)
     np.testing.assert_allclose(pi.kl(other), integral, rtol=1e-4)
     np.testing.assert_array_equal(pi.mode(), MEANS)

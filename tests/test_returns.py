@@ -144,7 +144,7 @@ def test_advantages_are_those_of_rlax(rlax, batch, trace_decay):
     q, _, reward, discount, *_ = batch
     v = np.append(q[:, 0], 3.0).astype(np.float32)
     expected = rlax.truncated_generalized_advantage_estimation(reward, discount, trace_decay, v)
-    advantage = gae(reward, discount, v[:-1], v[1:], discount == 0, trace_decay)
+    advantage = gae(reward, discount, jnp.asarray(v[:-1]), jnp.asarray(v[1:]), discount == 0, trace_decay)
     np.testing.assert_allclose(advantage, expected, rtol=1e-4, atol=1e-4)
 
 

@@ -7,6 +7,7 @@ import math
 
 import gymnasium
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
@@ -130,7 +131,7 @@ def test_units_run_from_one_bound_to_the_other(box):
     size = math.prod(box.shape)
     low, high = (np.broadcast_to(np.asarray(b, np.float32), box.shape) for b in (box.low, box.high))
     for unit, expected in ((-1.0, low), (0.0, (low + high) / 2), (1.0, high), (-7.0, low), (7.0, high)):
-        np.testing.assert_array_equal(box.from_unit(np.full(size, unit, np.float32)), expected)
+        np.testing.assert_array_equal(box.from_unit(jnp.full(size, unit)), expected)
 
 
 @pytest.mark.parametrize("box", BOXES, ids=str)
@@ -143,8 +144,8 @@ def test_an_action_comes_back_as_the_units_it_was_made_of(box):
 
 def test_a_number_with_one_value_only_has_a_place_in_units():
     box = Box((0.0, 3.0), (1.0, 3.0), (2,))
-    np.testing.assert_array_equal(box.from_unit(np.array([0.0, 0.5], np.float32)), [0.5, 3.0])
-    np.testing.assert_array_equal(box.to_unit(np.array([0.5, 3.0], np.float32)), [0.0, -1.0])
+    np.testing.assert_array_equal(box.from_unit(jnp.array([0.0, 0.5])), [0.5, 3.0])
+    np.testing.assert_array_equal(box.to_unit(jnp.array([0.5, 3.0])), [0.0, -1.0])
 
 
 @pytest.mark.parametrize(
