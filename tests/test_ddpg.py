@@ -527,7 +527,7 @@ def test_settings_out_of_range_are_told_in_a_sentence(settings):
     ("space", "said"),
     [
         (Discrete(3), r"ddpg .* continuous actions.*Discrete\(3\).* there are .*dqn.*ppo"),
-        (Box(-1.0, float("inf"), (1,)), r"ddpg scales .* to the bounds .*RescaleAction"),
+        (Box(-1.0, float("inf"), (1,)), r"ddpg scales .* to the bounds .*TransformAction"),
         (Box(0, 5, (1,), jnp.int32), r"ddpg .* real numbers.*whole numbers"),
     ],
 )

@@ -167,3 +167,21 @@ def test_a_packed_scan_leaves_counters_alike_in_all_seeds():
         return packing.scan(body, (Counter.zero(), x), jnp.arange(4))[0][1]
 
     assert "cond[" in str(jax.make_jaxpr(jax.vmap(train))(jnp.zeros(3)))
+
+
+@pytest.mark.parametrize(
+    ("init", "after"),
+    [
+        (jnp.zeros(2), jnp.zeros(2, jnp.int32)),
+        (jnp.zeros(()), jnp.zeros((1, 1))),
+        ({"a": jnp.zeros(2)}, {"b": jnp.zeros(2)}),
+    ],
+)
+def test_a_packed_scan_refuses_a_carry_that_changes_its_form(init, after):
+    with pytest.raises(TypeError, match="carry"):
+        packing.scan(lambda carry, x: (after, x), init, jnp.arange(3))
+
+
+def test_a_packed_scan_takes_plain_numbers():
+    carry, ys = packing.scan(lambda carry, x: (carry + x, carry), 0.0, jnp.arange(4.0))
+    assert carry == 6.0 and ys.tolist() == [0.0, 0.0, 1.0, 3.0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -19,7 +20,7 @@ from treadle.algorithms.ddpg import DDPG
 from treadle.algorithms.policy_gradient import normalised, standardised
 from treadle.algorithms.ppo import PPO
 from treadle.algorithms.reinforce import Reinforce
-from treadle.errors import UnsupportedSpace
+from treadle.errors import NonFinite, UnsupportedSpace
 from treadle.loops import fused
 from treadle.loops.rollout import collect, make_spec, start
 from treadle.loops.seeding import seed_key
@@ -171,15 +172,38 @@ def test_one_advantage_alone_is_left_as_it_is():
     np.testing.assert_array_equal(standardised(jnp.array([2.0, 2.0])), [0.0, 0.0])
 
 
+@pytest.mark.parametrize("name", ["a2c", "ppo", "actor-critic"])
+def test_where_no_row_counts_the_optimiser_takes_no_step(name):
+    """Adam that is fed zeros would move all the same, and forget. Nothing is reported either."""
+    algorithm = as_float32(dataclasses.replace(ALGORITHMS[name], num_envs=4))
+    spec = make_spec(algorithm, CartPole(), 1_000)
+    obs, flags = jnp.ones((algorithm.num_steps, 4, 4)), jnp.zeros((algorithm.num_steps, 4), jnp.bool_)
+    action, reward = flags.astype(jnp.int32), jnp.ones(flags.shape)
+    rollout = Transition(obs, action, reward, obs, flags, flags, ~flags)
+    learn = jax.jit(algorithm.update)
+    state, metrics = learn(algorithm.init(jax.random.key(0), spec), rollout, jax.random.key(1))
+    after, nothing = learn(state, rollout._replace(valid=flags), jax.random.key(2))
+    before, after = (getattr(s, "learner", s) for s in (state, after))
+    for a, b in zip(*(jax.tree.leaves((x.networks, x.opt_state)) for x in (before, after)), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert metrics["loss"].weight > 0 and nothing["loss"].weight == 0
+
+
 # Executions
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+OFF_POLICY = DDPG(
+    hidden_sizes=(8,), learning_starts=4, capacity=50, noise="ornstein-uhlenbeck", noise_decay=0.9, batch_size=8
+)
+
+
+@pytest.mark.parametrize("name", [*ALGORITHMS, "ddpg"])
 def test_a_stopped_run_that_goes_on_is_the_run(name):
-    """Normalisers, schedules and the penalty's coefficient are part of the state, to the last bit."""
-    algorithm = dataclasses.replace(
-        ALGORITHMS[name], normalise_observations=True, normalise_rewards=True, entropy_coefficient=0.01
-    )
+    """Normalisers, schedules, the penalty's coefficient and noise are part of the state, to the last bit."""
+    normalising = {"normalise_observations": True, "learning_rate_end": 0.0}
+    if name != "ddpg":
+        normalising |= {"normalise_rewards": True, "entropy_coefficient": 0.01}
+    algorithm = dataclasses.replace({**ALGORITHMS, "ddpg": OFF_POLICY}[name], **normalising)
     whole, first, second = (
         FusedSeeds(as_float32(algorithm), as_float32(Pendulum()), 10_000, seed=3, num_seeds=2) for _ in range(3)
     )
@@ -203,6 +227,23 @@ def test_seeds_side_by_side_are_single_seeds():
         alone, _ = _compiled(algorithm, world, key, 4)
         for a, b in zip(jax.tree.leaves(alone.algorithm), jax.tree.leaves(together.algorithm), strict=True):
             np.testing.assert_allclose(a, b[i], rtol=2e-3, atol=2e-4)
+
+
+@pytest.mark.parametrize("name", ["a2c", "reinforce", "ddpg"])
+def test_they_learn_in_gymnasiums_environments_and_go_on_after_a_second_learn(name):
+    """Rollouts of several steps, what was drawn, noise and normalisers through the host loop; schedules go on."""
+    algorithm = {**ALGORITHMS, "ddpg": OFF_POLICY}[name]
+    algorithm = dataclasses.replace(algorithm, num_envs=2, normalise_observations=True, learning_rate_end=0.0)
+    agent = Agent(algorithm, "Pendulum-v1", loop="host").learn(450)
+    first = agent.policy
+    returns = agent.evaluate(2).returns
+    np.testing.assert_array_equal(agent.policy.observations.mean, first.observations.mean)
+    np.testing.assert_array_equal(agent.evaluate(2).returns, returns)
+    agent.learn(450)
+    state: Any = agent._trainer.state.algorithm  # pyright: ignore[reportOptionalMemberAccess]
+    schedule = getattr(state, "learner", state).schedule
+    assert agent.step == 900 and schedule.step.value[0] == 900 and schedule.total_timesteps[0] == 450
+    assert agent.policy.observations.count == 900
 
 
 # What does not fit
@@ -231,6 +272,8 @@ class Pair(eqx.Module):
         (A2C(value_network=Pair(jnp.ones((4, 2)))), CartPole(), "value_network gives .* it must be one number"),
         (A2C(value_network=Pair(jnp.ones((3, 2)))), CartPole(), "value_network cannot take an observation of shape"),
         (Reinforce(learning_rate=-1.0), CartPole(), "learning_rate .* greater than 0"),
+        (Reinforce(value_network=Pair(jnp.ones((4, 2)))), CartPole(), "value_network is a baseline"),
+        (PPO(initial_log_std=math.nan), Pendulum(), "initial_log_std .* a finite number"),
         (ActorCritic(gamma=2.0), CartPole(), "gamma .* between 0 and 1"),
     ],
 )
@@ -258,9 +301,15 @@ class Breaking(Pendulum):
         return state, step._replace(obs=jnp.where(step.obs[0] < 0, jnp.nan, step.obs))
 
 
+def test_a_learner_that_goes_astray_is_not_blamed_on_the_environment():
+    """Its actions are no numbers, and so are then the pendulum's angles."""
+    with pytest.raises(NonFinite, match="became (nan|inf)"):
+        Agent(ActorCritic(learning_rate=1e37, optimiser="sgd", max_grad_norm=None), Pendulum()).learn(1_000)
+
+
 @pytest.mark.parametrize("name", ["ppo", "ddpg"])
 def test_an_environment_that_gives_no_numbers_is_named(name):
-    algorithm = {**ALGORITHMS, "ddpg": DDPG(hidden_sizes=(4,), learning_starts=0)}[name]
+    algorithm = {**ALGORITHMS, "ddpg": OFF_POLICY}[name]
     with pytest.raises(TreadleError, match=r"the environment returned an observation that is NaN.*stopped at step"):
         Agent(algorithm, Breaking()).learn(1_000)
 

@@ -65,7 +65,7 @@ def batch() -> Batch:
 
 def gradient(algorithm: PPO, batch: Batch, **weights):
     networks = algorithm.init(jax.random.key(0), SPEC).learner.networks
-    return algorithm.gradients(networks, batch, weights.get("clip", 0.2), weights.get("kl", 0.0))
+    return algorithm.minibatch_gradients(networks, batch, weights.get("clip", 0.2), weights.get("kl", 0.0))
 
 
 def test_the_clipped_objective_and_its_gradient_are_rlaxs(batch):
@@ -127,7 +127,7 @@ def test_at_the_first_gradient_step_the_ratio_is_1_and_the_divergence_0():
     networks = algorithm.init(jax.random.key(0), SPEC).learner.networks
     batch = algorithm.batch(networks, ROLLOUT)
     first = jax.tree.map(lambda x: x[algorithm.minibatches(batch, KEY)[0]], batch)
-    _, told = algorithm.gradients(networks, first, 0.2, 0.0)
+    _, told = algorithm.minibatch_gradients(networks, first, 0.2, 0.0)
     assert abs(float(told["kl"])) < 1e-7 and float(told["clipped"]) == 0
 
 

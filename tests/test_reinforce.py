@@ -296,6 +296,7 @@ def test_a_setting_beyond_its_range_is_refused(refused):
 
 
 def test_the_step_size_follows_all_steps_not_those_of_the_episode():
+    """It is that of before the step with which the episode ended."""
     algorithm = make(learning_rate_end=0.0)
     state = begin(algorithm)
     gradient = gradient_by_hand([3.0, 4.0, 4.0])
@@ -304,7 +305,7 @@ def test_the_step_size_follows_all_steps_not_those_of_the_episode():
         schedule = schedule._replace(step=schedule.step._replace(value=jnp.asarray(step - 3, jnp.int32)))
         after, _ = play(algorithm, state._replace(learner=state.learner._replace(schedule=schedule)), EPISODE)
         moved = after.learner.networks.policy.vector - LOGITS
-        np.testing.assert_allclose(moved, -0.1 * (1 - step / 1_000) * gradient, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(moved, -0.1 * (1 - (step - 1) / 1_000) * gradient, rtol=1e-4, atol=1e-6)
 
 
 def test_continuous_actions_are_kept_as_they_were_drawn_and_observations_as_they_were_seen():

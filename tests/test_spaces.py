@@ -149,7 +149,14 @@ def test_a_number_with_one_value_only_has_a_place_in_units():
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "bounded"), [(0.0, 1.0, True), (-math.inf, 1.0, False), (0.0, (1.0, math.inf), False)]
+    ("low", "high", "bounded"),
+    [
+        (0.0, 1.0, True),
+        (-math.inf, 1.0, False),
+        (0.0, (1.0, math.inf), False),
+        (-3e38, 3e38, False),
+        (-1e40, 1e40, False),
+    ],
 )
 def test_bounded_means_on_either_side_of_every_number(low, high, bounded):
     assert Box(low, high, (2,)).is_bounded is bounded

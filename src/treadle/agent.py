@@ -242,7 +242,11 @@ def _check_fits(spec: Spec, world: Any) -> None:
     for what in ("observation", "action"):
         learned, there = getattr(spec, f"{what}_space"), getattr(world, f"{what}_space")
         same = type(learned) is type(there) and learned.shape == there.shape
-        if not same or (isinstance(learned, Discrete) and learned.n != there.n):
+        if isinstance(learned, Discrete):
+            same = same and learned.n == there.n
+        elif what == "action":
+            same = same and np.array_equal(learned.low, there.low) and np.array_equal(learned.high, there.high)
+        if not same:
             raise UnsupportedSpace(
                 f"this agent learned from {what}s of the space {learned}, and the environment's are {there}. Give it "
                 "the environment that it was trained in, or one with the same spaces."

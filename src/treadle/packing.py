@@ -95,8 +95,10 @@ class Packing:
 def scan(body: Callable[[C, Any], tuple[C, Any]], init: C, xs: PyTree) -> tuple[C, Any]:
     """`hoist.scan(body, init, xs)` with what is small of the carry, and of what each step gives, in one buffer each.
 
-    Counters have a buffer of their own, since they may be alike where all else is batched.
+    Counters have a buffer of their own, since they may be alike where all else is batched. Refuses what `hoist.scan`
+    refuses, such as a carry that changes its form.
     """
+    init = jax.tree.map(jnp.asarray, init)
     leaves, tree = jax.tree.flatten(init, is_leaf=_is_counter)
     counters, others = _apart(leaves)
     carried = Packing(counters), Packing(others)
@@ -112,11 +114,26 @@ def scan(body: Callable[[C, Any], tuple[C, Any]], init: C, xs: PyTree) -> tuple[
 
     def packed_body(buffers: tuple[Any, Any], x: Any) -> tuple[tuple[Any, Any], Any]:
         carry, y = body(unpack(buffers), x)
+        if _form(carry) != _form(init):
+            raise _AnotherForm
         given.append(Packing(y))
         return pack(carry), given[-1].pack(y)
 
-    buffers, ys = hoist.scan(packed_body, pack(init), xs)
+    try:
+        buffers, ys = hoist.scan(packed_body, pack(init), xs)
+    except _AnotherForm:
+        return hoist.scan(body, init, xs)
     return unpack(buffers), jax.vmap(given[-1].unpack)(ys)
+
+
+class _AnotherForm(Exception):
+    """A body returned another carry than it took."""
+
+
+def _form(tree: PyTree) -> Any:
+    """Structure, shapes and dtypes."""
+    leaves, structure = jax.tree.flatten(tree)
+    return structure, [(x.shape, x.dtype) for x in map(jnp.asarray, leaves)]
 
 
 def _is_counter(x: Any) -> bool:

@@ -72,8 +72,10 @@ class Box:
 
     @property
     def is_bounded(self) -> bool:
-        """Whether every number has a bound on either side."""
-        return bool(np.isfinite(np.asarray(self.low)).all() and np.isfinite(np.asarray(self.high)).all())
+        """Whether every number has a bound on either side, and what lies between can be told in 32 bits."""
+        low, high = self._bounds
+        with np.errstate(over="ignore", invalid="ignore"):
+            return bool(np.isfinite(high - low).all())
 
     def from_unit(self, unit: Float[Array, "... n"]) -> Float[Array, "..."]:
         """The elements `[..., *shape]` where `n` numbers each stand in [-1, 1], between the bounds; beyond, they are
@@ -92,7 +94,8 @@ class Box:
     @property
     def _bounds(self) -> tuple[np.ndarray, np.ndarray]:
         """The bounds as float32 `[n]`."""
-        low, high = (np.broadcast_to(np.asarray(b, np.float32), self.shape).ravel() for b in (self.low, self.high))
+        with np.errstate(over="ignore"):
+            low, high = (np.broadcast_to(np.asarray(b, np.float32), self.shape).ravel() for b in (self.low, self.high))
         return low, high
 
     def __str__(self) -> str:

@@ -34,18 +34,6 @@ class ActorCritic(PolicyGradient):
     def init(self, key: Array, spec: Spec) -> Learner:
         return self.start(key, spec)
 
-    def update(self, state: Learner, rollout: Transition, key: Array) -> tuple[Learner, Metrics]:
-        state, rollout = self.observe(state, rollout)
-        gradients, metrics = self.gradients(state, rollout, key)
-        return self.apply(state, gradients), metrics
-
-    def gradients(self, state: Learner, rollout: Transition, key: Array) -> tuple[Networks, Metrics]:
-        """Of the loss of a rollout as `observe` returned it."""
-        return jax.grad(self.loss, has_aux=True)(state.networks, rollout)
-
-    def apply(self, state: Learner, gradients: Networks) -> Learner:
-        return self.descend(state, gradients)
-
     def loss(self, networks: Networks, rollout: Transition) -> tuple[Array, Metrics]:
         delta = jax.vmap(jax.vmap(self.td_error, (None, 0)), (None, 0))(networks, rollout)
         pi = jax.vmap(jax.vmap(networks.policy))(rollout.obs)

@@ -82,7 +82,10 @@ class Algorithm:
     def act(
         self, state: PyTree, carry: Carry, obs: Obs, key: Array, *, explore: bool = True
     ) -> tuple[Action, Carry, PyTree]:
-        """Actions for `obs` `[B, ...]`, the next carry, and extras for `update`. Greedy unless `explore`."""
+        """Actions for `obs` `[B, ...]`, the next carry, and extras for `update`. Greedy unless `explore`.
+
+        A loop may hand over the state with networks that were `Raveled` as they are otherwise: call them, and rely on
+        nothing else of them."""
         raise NotImplementedError
 
     def update(self, state: PyTree, rollout: Transition, key: Array) -> tuple[PyTree, Metrics]:

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from treadle import exploration, hoist, optimise
 from treadle.algorithms.base import Algorithm, Survey, register, require
-from treadle.algorithms.policy_gradient import Acting, check_actions, check_observations, normalised
+from treadle.algorithms.policy_gradient import Acting, check_actions, check_observations, normalised, output_of
 from treadle.errors import InvalidSetting
 from treadle.memory import UniformMemory
 from treadle.networks import (
@@ -151,7 +151,7 @@ class DDPG(Algorithm):
 
     def check(self, spec: Spec | None = None) -> None:
         super().check(spec)
-        require(self.learning_rate > 0, "learning_rate", self.learning_rate, "greater than 0")
+        require(0 < self.learning_rate < math.inf, "learning_rate", self.learning_rate, "greater than 0, and finite")
         end = self.learning_rate_end
         require(end is None or end >= 0, "learning_rate_end", end, "0 or more, or None")
         for name in ("critic_learning_rate", "max_grad_norm"):
@@ -188,20 +188,17 @@ class DDPG(Algorithm):
         for name, network, arguments, wanted, meaning in own:
             if network is None:
                 continue
-            taken = " and ".join(["an observation of shape {}", "an action of shape {}"][: len(arguments)])
-            taken = taken.format(*(x.shape for x in arguments))
-            try:
-                given = jax.eval_shape(ravel(network), *arguments).shape
-            except (TypeError, ValueError) as error:
-                raise InvalidSetting(f"{name} cannot take {taken}: {error}") from None
+            given = getattr(output_of(network, name, *arguments), "shape", None)
             if given != wanted:
                 raise InvalidSetting(
-                    f"{name} gives an output of shape {given} for {taken}; it must be {wanted}, {meaning}."
+                    f"{name} gives an output of shape {given} for one example; it must be {wanted}, {meaning}."
                 )
 
     def prepared(self) -> DDPG:
         own = {"policy_network": self.policy_network, "value_network": self.value_network}
-        return dataclasses.replace(self, **{name: ravel(network) for name, network in own.items() if network})
+        return dataclasses.replace(
+            self, **{name: ravel(network) for name, network in own.items() if network is not None}
+        )
 
     # What the state begins with
 

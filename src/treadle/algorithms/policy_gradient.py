@@ -11,7 +11,7 @@ import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -36,10 +36,12 @@ from treadle.networks import (
     ValueNetwork,
     ravel,
 )
-from treadle.normalise import Moments, RewardScale
+from treadle.normalise import EPSILON, Moments, RewardScale
 from treadle.schedules import Schedule
 from treadle.spaces import Box, Discrete, Space
-from treadle.types import Action, Carry, Obs, Spec, Transition
+from treadle.types import Action, Carry, Mean, Metrics, Obs, Spec, Transition, select
+
+T = TypeVar("T")
 
 LARGEST_ONE_HOT = 1_000_000
 """Discrete observations that the built-in networks take."""
@@ -118,12 +120,13 @@ class PolicyGradient(Algorithm):
 
     def check(self, spec: Spec | None = None) -> None:
         super().check(spec)
-        require(self.learning_rate > 0, "learning_rate", self.learning_rate, "greater than 0")
+        require(0 < self.learning_rate < math.inf, "learning_rate", self.learning_rate, "greater than 0, and finite")
+        require(math.isfinite(self.initial_log_std), "initial_log_std", self.initial_log_std, "a finite number")
         require(0 <= self.gamma <= 1, "gamma", self.gamma, "between 0 and 1")
         require(self.entropy_coefficient >= 0, "entropy_coefficient", self.entropy_coefficient, "0 or more")
         end, critic, norm = self.learning_rate_end, self.critic_learning_rate, self.max_grad_norm
         require(end is None or end >= 0, "learning_rate_end", end, "0 or more, or None")
-        require(critic is None or critic > 0, "critic_learning_rate", critic, "greater than 0, or None")
+        require(critic is None or 0 < critic < math.inf, "critic_learning_rate", critic, "greater than 0, or None")
         require(norm is None or norm > 0, "max_grad_norm", norm, "greater than 0, or None")
         for name in ("hidden_sizes", "critic_hidden_sizes"):
             sizes = getattr(self, name)
@@ -139,21 +142,24 @@ class PolicyGradient(Algorithm):
         is_discrete = isinstance(space, Discrete)
         drawn = (space.n,) if is_discrete else (math.prod(space.shape),)
         if self.policy_network is not None:
-            given = output_of(self.policy_network, "policy_network", spec)
-            kind, parameters = (Categorical, "logits") if is_discrete else (Gaussian, "mean")
-            if not isinstance(given, kind) or getattr(given, parameters).shape != drawn:
+            given = output_of(self.policy_network, "policy_network", spec.example.obs)
+            kind = Categorical if is_discrete else Gaussian
+            if not isinstance(given, kind) or any(getattr(x, "shape", None) != drawn for x in given):
                 raise InvalidSetting(
                     f"policy_network gives {given} for one observation; it must be a treadle.distributions."
-                    f"{kind.__name__} whose {parameters} have the shape {drawn}, since the actions are {space}."
+                    f"{kind.__name__} whose {' and '.join(kind._fields)} have the shape {drawn}, since the actions are "
+                    f"{space}."
                 )
         if self.value_network is not None:
-            given = output_of(self.value_network, "value_network", spec)
+            given = output_of(self.value_network, "value_network", spec.example.obs)
             if getattr(given, "shape", None) != ():
                 raise InvalidSetting(f"value_network gives {given} for one observation; it must be one number.")
 
     def prepared(self) -> Self:
         own = {"policy_network": self.policy_network, "value_network": self.value_network}
-        return dataclasses.replace(self, **{name: ravel(network) for name, network in own.items() if network})
+        return dataclasses.replace(
+            self, **{name: ravel(network) for name, network in own.items() if network is not None}
+        )
 
     # What the state begins with
 
@@ -208,7 +214,24 @@ class PolicyGradient(Algorithm):
         learner = learner_of(state)
         return Acting(learner.networks.policy, learner.actions, learner.observations)
 
-    # Learning
+    # Learning: one gradient step a rollout, where a method does not say otherwise
+
+    def update(self, state: Any, rollout: Transition, key: Array) -> tuple[Any, Metrics]:
+        seen, rollout = self.observe(state, rollout)
+        gradients, metrics = self.gradients(seen, rollout, key)
+        learned = if_any(rollout.valid, self.apply(seen, gradients), seen)
+        return self.counted(learned, rollout), {name: over(x, rollout.valid) for name, x in metrics.items()}
+
+    def gradients(self, state: Learner, rollout: Transition, key: Array) -> tuple[Networks, Metrics]:
+        """Of the loss of a rollout as `observe` returned it."""
+        return jax.grad(self.loss, has_aux=True)(state.networks, rollout)
+
+    def apply(self, state: Learner, gradients: Networks) -> Learner:
+        return self.descend(state, gradients)
+
+    def loss(self, networks: Networks, rollout: Transition) -> tuple[Array, Metrics]:
+        """The loss of a rollout, and what is reported of it."""
+        raise NotImplementedError
 
     @property
     def gradient_rule(self) -> optax.GradientTransformation:
@@ -219,7 +242,7 @@ class PolicyGradient(Algorithm):
         rewards normalised, and as actions what was drawn.
 
         Observations are normalised as they were when the policy acted; what is new about them counts from the next
-        rollout on.
+        rollout on. Rewards are scaled by all that were seen, these among them.
         """
         rewards = learner.rewards
         if rewards is not None:
@@ -236,11 +259,14 @@ class PolicyGradient(Algorithm):
             reward=rollout.reward if rewards is None else rewards.scale(rollout.reward),
             extras=(),
         )
-        schedule = learner.schedule.after(rollout)
-        return learner._replace(observations=moments, rewards=rewards, schedule=schedule), seen
+        return learner._replace(observations=moments, rewards=rewards), seen
+
+    def counted(self, learner: Learner, rollout: Transition) -> Learner:
+        """The learner with the steps of a rollout counted, which it has learned from."""
+        return learner._replace(schedule=learner.schedule.after(rollout))
 
     def descend(self, learner: Learner, gradients: Networks) -> Learner:
-        """One step against the gradients, at the learning rates of now."""
+        """One step against the gradients, at the learning rates where the rollout at hand began."""
         rate = learner.schedule.at(self.learning_rate, self.learning_rate_end)
         critic = self.critic_learning_rate
         critic_rate = rate if critic is None else critic * rate / self.learning_rate
@@ -267,6 +293,19 @@ def normalised(moments: Moments | None, obs: Obs) -> Obs:
     return obs if moments is None else moments.normalise(obs)
 
 
+def if_any(valid: Bool[Array, "..."] | None, learned: T, before: T) -> T:
+    """What was learned, unless there was no row that counts: an optimiser that is fed zeros moves all the same."""
+    return learned if valid is None else select(jnp.any(valid), learned, before)
+
+
+def over(mean: Array, valid: Bool[Array, "..."] | None) -> Array | Mean:
+    """A mean over the rows that count as a metric, which there is none of where none does."""
+    if valid is None:
+        return mean
+    count = jnp.sum(valid).astype(jnp.float32)
+    return Mean(mean * count, count)
+
+
 def mean_of(values: Float[Array, "..."], valid: Bool[Array, "..."] | None) -> Float[Array, ""]:
     """The mean over the rows that count; 0 where none does."""
     if valid is None:
@@ -279,19 +318,20 @@ def standardised(values: Float[Array, " N"], valid: Bool[Array, " N"] | None = N
     count = jnp.asarray(values.size if valid is None else jnp.sum(valid))
     centred = values - mean_of(values, valid)
     deviation = jnp.sqrt(mean_of(centred**2, valid))
-    return jnp.where(count > 1, centred / (deviation + 1e-8), values)
+    return jnp.where(count > 1, centred / (deviation + EPSILON), values)
 
 
-def output_of(network: Callable[..., Any], setting: str, spec: Spec) -> Any:
-    """The shape of what a network of the user's own gives for one observation. Raises `InvalidSetting` where it takes
-    none."""
+def output_of(network: Callable[..., Any], setting: str, *arguments: Array) -> Any:
+    """The shapes of what a network of the user's own gives for one example. Raises `InvalidSetting` where it is no
+    network, or does not take the example."""
+    network = ravel(network)
     try:
-        return jax.eval_shape(ravel(network), spec.example.obs)
+        return jax.eval_shape(network, *arguments)
     except (TypeError, ValueError) as error:
-        if isinstance(error, InvalidSetting):
-            raise
-        shape = spec.example.obs.shape
-        raise InvalidSetting(f"{setting} cannot take an observation of shape {shape}: {error}") from None
+        taken = " and ".join(
+            f"{what} of shape {x.shape}" for what, x in zip(("an observation", "an action"), arguments, strict=False)
+        )
+        raise InvalidSetting(f"{setting} cannot take {taken}: {error}") from None
 
 
 def check_actions(space: Space, name: str) -> None:

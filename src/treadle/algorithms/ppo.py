@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from treadle.algorithms.base import Survey, register, require
-from treadle.algorithms.policy_gradient import Learner, Networks, PolicyGradient, mean_of, standardised
+from treadle.algorithms.policy_gradient import Learner, Networks, PolicyGradient, if_any, mean_of, standardised
 from treadle.distributions import Distribution
 from treadle.returns import gae
 from treadle.types import Mean, Metrics, Spec, Transition
@@ -76,8 +76,8 @@ class PPO(PolicyGradient):
     initial_kl_coefficient: float = 0.5
     """What the penalty's coefficient starts with; it stays between 0.0001 and 10."""
     stop_at_kl: float | None = None
-    """Leave out a rollout's remaining gradient steps once the divergence exceeds so many times `kl_target`; `None` goes
-    on."""
+    """Leave out a rollout's remaining gradient steps, and the one at hand, once the divergence in its minibatch exceeds
+    so many times `kl_target`; `None` goes on."""
     value_coefficient: float = 0.5
     """How much the squared error of the values counts in the loss."""
     value_clip: float | None = None
@@ -111,27 +111,28 @@ class PPO(PolicyGradient):
 
     def update(self, state: PPOState, rollout: Transition, key: Array) -> tuple[PPOState, Metrics]:
         clip = state.learner.schedule.at(self.clip, self.clip_end)
-        learner, rollout = self.observe(state.learner, rollout)
-        batch = self.batch(learner.networks, rollout)
+        learner, seen = self.observe(state.learner, rollout)
+        batch = self.batch(learner.networks, seen)
 
         def gradient_step(carry, rows):
             learner, stopped = carry
             minibatch = jax.tree.map(lambda x: x[rows], batch)
-            gradients, metrics = self.gradients(learner.networks, minibatch, clip, state.kl_coefficient)
+            gradients, metrics = self.minibatch_gradients(learner.networks, minibatch, clip, state.kl_coefficient)
+            counts = jnp.ones(()) if minibatch.valid is None else jnp.any(minibatch.valid).astype(jnp.float32)
             if self.stop_at_kl is None:
-                return (self.descend(learner, gradients), stopped), (metrics, jnp.ones(()))
+                return (if_any(minibatch.valid, self.descend(learner, gradients), learner), stopped), (metrics, counts)
             stopped |= metrics["kl"] > self.stop_at_kl * self.kl_target
-            learner = jax.lax.cond(stopped, lambda: learner, lambda: self.descend(learner, gradients))
-            return (learner, stopped), (metrics, 1.0 - stopped)
+            learner = jax.lax.cond(stopped | (counts == 0), lambda: learner, lambda: self.descend(learner, gradients))
+            return (learner, stopped), (metrics, counts * (1.0 - stopped))
 
         carry = learner, jnp.zeros((), jnp.bool_)
-        (learner, _), (told, taken) = jax.lax.scan(gradient_step, carry, self.minibatches(batch, key))
-        metrics: Metrics = {name: Mean(jnp.sum(taken * x), jnp.sum(taken)) for name, x in told.items()}
+        (learner, _), (steps, weights) = jax.lax.scan(gradient_step, carry, self.minibatches(batch, key))
+        metrics: Metrics = {name: Mean(jnp.sum(weights * x), jnp.sum(weights)) for name, x in steps.items()}
         kl_coefficient = state.kl_coefficient
         if self.penalty == "kl":
             kl_coefficient = self.adapted(kl_coefficient, self.divergence(learner.networks, batch))
             metrics["kl_coefficient"] = kl_coefficient
-        return PPOState(learner, kl_coefficient), metrics
+        return PPOState(self.counted(learner, rollout), kl_coefficient), metrics
 
     def batch(self, networks: Networks, rollout: Transition) -> Batch:
         """The rollout `[T, B]` as rows `[T * B]`, with advantages, and with the distributions of the policy that acted,
@@ -153,10 +154,12 @@ class PPO(PolicyGradient):
         orders = jax.vmap(lambda key: permutation(key, rows))(keys)
         return orders.reshape(self.epochs * self.num_minibatches, -1)
 
-    def gradients(self, networks: Networks, batch: Batch, clip: Any, kl_coefficient: Any) -> tuple[Networks, Metrics]:
-        return jax.grad(self.loss, has_aux=True)(networks, batch, clip, kl_coefficient)
+    def minibatch_gradients(
+        self, networks: Networks, batch: Batch, clip: Any, kl_coefficient: Any
+    ) -> tuple[Networks, Metrics]:
+        return jax.grad(self.minibatch_loss, has_aux=True)(networks, batch, clip, kl_coefficient)
 
-    def loss(self, networks: Networks, batch: Batch, clip: Any, kl_coefficient: Any) -> tuple[Array, Metrics]:
+    def minibatch_loss(self, networks: Networks, batch: Batch, clip: Any, kl_coefficient: Any) -> tuple[Array, Metrics]:
         """The loss of a minibatch, and what is reported of it."""
         assert networks.value is not None
         pi = jax.vmap(networks.policy)(batch.obs)

@@ -14,6 +14,7 @@ from treadle.algorithms.linear import check_episode_length, too_long
 from treadle.algorithms.monte_carlo import each_episode
 from treadle.algorithms.policy_gradient import Learner, Networks, PolicyGradient, normalised, standardised
 from treadle.episodes import EpisodeBuffer
+from treadle.errors import InvalidSetting
 from treadle.normalise import EPSILON, Moments
 from treadle.returns import discounted_returns
 from treadle.spaces import Discrete
@@ -87,6 +88,10 @@ class Reinforce(PolicyGradient):
         require(self.episodes_per_update >= 1, "episodes_per_update", self.episodes_per_update, "at least 1")
         require(self.value_coefficient >= 0, "value_coefficient", self.value_coefficient, "0 or more")
         check_episode_length(self.max_episode_length, spec)
+        if self.value_network is not None and not self.baseline:
+            raise InvalidSetting(
+                "value_network is a baseline, and baseline was False. Set it, or leave the network out."
+            )
 
     def init(self, key: Array, spec: Spec) -> ReinforceState:
         learner, t = self.start(key, spec, with_values=self.baseline), spec.example
@@ -105,8 +110,8 @@ class Reinforce(PolicyGradient):
 
     def update(self, state: ReinforceState, rollout: Transition, key: Array) -> tuple[ReinforceState, Metrics]:
         """Store the step, and learn from the episodes that end with it. The rollout is one step long."""
-        learner, rollout = self.observe(state.learner, rollout)
-        t = jax.tree.map(lambda x: x[-1], rollout)
+        learner, seen = self.observe(state.learner, rollout)
+        t = jax.tree.map(lambda x: x[-1], seen)
         episodes = state.episodes.append((t.obs, t.action, t.reward), t.valid)
         ended = t.ended & (True if t.valid is None else t.valid)
         complete = ended & ~episodes.overflowed
@@ -122,7 +127,8 @@ class Reinforce(PolicyGradient):
             del told["value_loss"]
         alarm = too_long(episodes.overflowed, self.name, self.max_episode_length)
         state = ReinforceState(learner, episodes.clear(ended), gradients, state.finished + ends)
-        return self.step_if_due(state), {**told, "episode_too_long": alarm}
+        state = self.step_if_due(state)
+        return state._replace(learner=self.counted(state.learner, rollout)), {**told, "episode_too_long": alarm}
 
     def step_if_due(self, state: ReinforceState) -> ReinforceState:
         """A gradient step once enough episodes have ended. A loop over one step or none: a `cond` would copy what it

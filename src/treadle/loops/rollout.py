@@ -104,13 +104,19 @@ def collect(
 
 
 def with_alarm(metrics: Metrics, rollout: Transition) -> Metrics:
-    """The metrics of an update, and an alarm where the environment gave what is no number."""
-    floats = [x for x in jax.tree.leaves(rollout.next_obs) if jnp.issubdtype(x.dtype, jnp.floating)]
+    """The metrics of an update, and an alarm where the environment gave what is no number, unless it was given such an
+    action itself: then it is the learner that has gone astray."""
     bad = ~jnp.isfinite(rollout.reward)
-    for x in floats:
+    for x in _floats(rollout.next_obs):
         bad |= jnp.isnan(x).any(axis=tuple(range(2, x.ndim)))
+    for x in _floats(rollout.action):
+        bad &= jnp.isfinite(x).all(axis=tuple(range(2, x.ndim)))
     raised = jnp.any(bad if rollout.valid is None else bad & rollout.valid)
     return {**metrics, "environment_not_finite": Alarm(raised, NOT_FINITE)}
+
+
+def _floats(tree: PyTree) -> list[Array]:
+    return [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
 
 
 NOT_FINITE = (
