@@ -358,7 +358,8 @@ def report(results: list[Result], rounds: int) -> str:
         "runs without evaluation; it clips values too, and gradients by element. The steps of many seeds are those of",
         "one for each. The work of DDPG: 30 ReLU units in actor and critic, batches of 32 from a memory of 10,000, a",
         "gradient step of Adam (1e-3) for every step, targets averaged by 0.01, Gaussian noise of 0.1. Both are",
-        "measured after compilation and after the first gradient steps.",
+        "measured after compilation and after the first gradient steps. purejaxrl is no package that can be installed,",
+        "and so it is not among the others.",
         *(
             [
                 "",

@@ -7,15 +7,9 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
-import time
 
-import jax
-
-import treadle
+import timing
 from treadle.algorithms.dqn import DQN
-from treadle.loops.choose import make_trainer
-from treadle.loops.execution import tune_cpu
 
 STEPS = {"fused": 10_000, "host": 2_000}
 """Steps of each seed between two looks at the metrics."""
@@ -57,39 +51,20 @@ def main() -> None:
     parser.add_argument("--full", type=int, metavar="N", help="a memory of N transitions, full when learning starts")
     options = parser.parse_args()
 
-    tune_cpu()
     settings = {"prioritized": options.prioritized}
     if options.full:
         settings |= {"capacity": options.full, "learning_starts": options.full}
     algorithm = dataclasses.replace(TASKS[options.task], **settings)
     chunk = STEPS[options.loop]
-    updates = chunk // algorithm.train_frequency
-    chunks = -(-options.steps // chunk)
-    # What is not timed compiles, and passes `learning_starts`.
-    before = algorithm.learning_starts // chunk + 1
-    trainer = make_trainer(
-        algorithm, options.task, (before + chunks) * chunk, num_seeds=options.seeds, loop=options.loop
+    timing.measure(
+        algorithm,
+        options.task,
+        loop=options.loop,
+        seeds=options.seeds,
+        chunk=chunk,
+        before=algorithm.learning_starts // chunk + 1,
+        chunks=-(-options.steps // chunk),
     )
-    for _ in range(before):
-        trainer.advance(updates)
-
-    begin = time.perf_counter()
-    for _ in range(chunks):
-        trainer.advance(updates)
-    jax.block_until_ready(trainer.state)
-    seconds = time.perf_counter() - begin
-    trainer.close()
-
-    result = {
-        "peer": "Treadle",
-        "steps_per_second": options.seeds * chunks * chunk / seconds,
-        "task": options.task,
-        "loop": options.loop,
-        "seeds": options.seeds,
-        "device": jax.default_backend(),
-        "versions": {"treadle": treadle.__version__, "jax": jax.__version__},
-    }
-    print(json.dumps(result))
 
 
 if __name__ == "__main__":

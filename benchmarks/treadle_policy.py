@@ -7,16 +7,10 @@ Prints one line of JSON. With several seeds it counts the steps of all of them.
 from __future__ import annotations
 
 import argparse
-import json
-import time
 
-import jax
-
-import treadle
+import timing
 from treadle.algorithms.ddpg import DDPG
 from treadle.algorithms.ppo import PPO
-from treadle.loops.choose import make_trainer
-from treadle.loops.execution import tune_cpu
 
 METHODS = {
     "ppo": PPO(
@@ -66,32 +60,16 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="steps of each seed that are timed, at least")
     options = parser.parse_args()
 
-    tune_cpu()
-    algorithm, task, chunk = METHODS[options.method], TASKS[options.method], CHUNKS[options.loop]
-    updates = chunk // (algorithm.num_envs * algorithm.num_steps)
-    before, chunks = BEFORE // chunk + 1, -(-(options.steps or STEPS[options.method]) // chunk)
-    trainer = make_trainer(algorithm, task, (before + chunks) * chunk, num_seeds=options.seeds, loop=options.loop)
-    for _ in range(before):
-        trainer.advance(updates)
-
-    begin = time.perf_counter()
-    for _ in range(chunks):
-        trainer.advance(updates)
-    jax.block_until_ready(trainer.state)
-    seconds = time.perf_counter() - begin
-    trainer.close()
-
-    result = {
-        "peer": "Treadle",
-        "steps_per_second": options.seeds * chunks * chunk / seconds,
-        "method": options.method,
-        "task": task,
-        "loop": options.loop,
-        "seeds": options.seeds,
-        "device": jax.default_backend(),
-        "versions": {"treadle": treadle.__version__, "jax": jax.__version__},
-    }
-    print(json.dumps(result))
+    algorithm, chunk = METHODS[options.method], CHUNKS[options.loop]
+    timing.measure(
+        algorithm,
+        TASKS[options.method],
+        loop=options.loop,
+        seeds=options.seeds,
+        chunk=chunk,
+        before=BEFORE // chunk + 1,
+        chunks=-(-(options.steps or STEPS[options.method]) // chunk),
+    )
 
 
 if __name__ == "__main__":

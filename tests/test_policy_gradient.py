@@ -303,7 +303,7 @@ class Breaking(Pendulum):
 
 def test_a_learner_that_goes_astray_is_not_blamed_on_the_environment():
     """Its actions are no numbers, and so are then the pendulum's angles."""
-    with pytest.raises(NonFinite, match="became (nan|inf)"):
+    with pytest.raises(NonFinite, match=r"became (nan|inf)"):
         Agent(ActorCritic(learning_rate=1e37, optimiser="sgd", max_grad_norm=None), Pendulum()).learn(1_000)
 
 

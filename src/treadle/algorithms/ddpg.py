@@ -14,7 +14,14 @@ from jaxtyping import Array, Float
 
 from treadle import exploration, hoist, optimise
 from treadle.algorithms.base import Algorithm, Survey, register, require
-from treadle.algorithms.policy_gradient import Acting, check_actions, check_observations, normalised, output_of
+from treadle.algorithms.policy_gradient import (
+    Acting,
+    check_actions,
+    check_networks_and_rates,
+    check_observations,
+    normalised,
+    output_of,
+)
 from treadle.errors import InvalidSetting
 from treadle.memory import UniformMemory
 from treadle.networks import (
@@ -151,13 +158,7 @@ class DDPG(Algorithm):
 
     def check(self, spec: Spec | None = None) -> None:
         super().check(spec)
-        require(0 < self.learning_rate < math.inf, "learning_rate", self.learning_rate, "greater than 0, and finite")
-        end = self.learning_rate_end
-        require(end is None or end >= 0, "learning_rate_end", end, "0 or more, or None")
-        for name in ("critic_learning_rate", "max_grad_norm"):
-            value = getattr(self, name)
-            require(value is None or value > 0, name, value, "greater than 0, or None")
-        require(0 <= self.gamma <= 1, "gamma", self.gamma, "between 0 and 1")
+        check_networks_and_rates(self)
         counts = ("batch_size", "capacity", "train_frequency", "gradient_steps", "target_update_period")
         for name in (*counts, "actor_target_update_period"):
             value = getattr(self, name)
@@ -171,9 +172,6 @@ class DDPG(Algorithm):
             require(0 <= getattr(self, name) < math.inf, name, getattr(self, name), "0 or more")
         lowest = self.noise_std_end
         require(0 <= lowest <= self.noise_std, "noise_std_end", lowest, f"between 0 and noise_std, {self.noise_std}")
-        for name in ("hidden_sizes", "critic_hidden_sizes"):
-            sizes = getattr(self, name)
-            require(all(size >= 1 for size in sizes or ()), name, sizes, "a list of positive numbers")
         if spec is not None:
             check_actions(spec.action_space, self.name)
             check_observations(spec.observation_space, self.name, self.normalise_observations)

@@ -120,17 +120,9 @@ class PolicyGradient(Algorithm):
 
     def check(self, spec: Spec | None = None) -> None:
         super().check(spec)
-        require(0 < self.learning_rate < math.inf, "learning_rate", self.learning_rate, "greater than 0, and finite")
+        check_networks_and_rates(self)
         require(math.isfinite(self.initial_log_std), "initial_log_std", self.initial_log_std, "a finite number")
-        require(0 <= self.gamma <= 1, "gamma", self.gamma, "between 0 and 1")
         require(self.entropy_coefficient >= 0, "entropy_coefficient", self.entropy_coefficient, "0 or more")
-        end, critic, norm = self.learning_rate_end, self.critic_learning_rate, self.max_grad_norm
-        require(end is None or end >= 0, "learning_rate_end", end, "0 or more, or None")
-        require(critic is None or 0 < critic < math.inf, "critic_learning_rate", critic, "greater than 0, or None")
-        require(norm is None or norm > 0, "max_grad_norm", norm, "greater than 0, or None")
-        for name in ("hidden_sizes", "critic_hidden_sizes"):
-            sizes = getattr(self, name)
-            require(all(size >= 1 for size in sizes or ()), name, sizes, "a list of positive numbers")
         if spec is not None:
             check_actions(spec.action_space, self.name)
             check_observations(spec.observation_space, self.name, self.normalise_observations)
@@ -319,6 +311,20 @@ def standardised(values: Float[Array, " N"], valid: Bool[Array, " N"] | None = N
     centred = values - mean_of(values, valid)
     deviation = jnp.sqrt(mean_of(centred**2, valid))
     return jnp.where(count > 1, centred / (deviation + EPSILON), values)
+
+
+def check_networks_and_rates(algorithm: Any) -> None:
+    """Raise `InvalidSetting` for step sizes, a discount or layers that make no sense."""
+    rate, end, gamma = algorithm.learning_rate, algorithm.learning_rate_end, algorithm.gamma
+    require(0 < rate < math.inf, "learning_rate", rate, "greater than 0, and finite")
+    require(end is None or 0 <= end < math.inf, "learning_rate_end", end, "0 or more, or None")
+    require(0 <= gamma <= 1, "gamma", gamma, "between 0 and 1")
+    for name in ("critic_learning_rate", "max_grad_norm"):
+        value = getattr(algorithm, name)
+        require(value is None or 0 < value < math.inf, name, value, "greater than 0, or None")
+    for name in ("hidden_sizes", "critic_hidden_sizes"):
+        sizes = getattr(algorithm, name)
+        require(all(size >= 1 for size in sizes or ()), name, sizes, "a list of positive numbers")
 
 
 def output_of(network: Callable[..., Any], setting: str, *arguments: Array) -> Any:
