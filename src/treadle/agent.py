@@ -205,8 +205,8 @@ class Agent:
         """An agent from a file that `save` wrote: it predicts and evaluates.
 
         `environment` is needed for evaluation when the agent was trained in one without a name, and is changed as the
-        agent's was; parts of your own (`network=...`) must be given again. Raises `CheckpointError` for a damaged or
-        foreign file.
+        agent's was; parts of your own (`network=...`, `policy_network=...`) must be given again. Raises
+        `CheckpointError` for a damaged or foreign file.
         """
         described = checkpoint.read_metadata(Path(path))
         if described.get("kind") != "agent":

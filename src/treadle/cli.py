@@ -25,7 +25,7 @@ COMMANDS = {
 }
 HELP = """usage: treadle COMMAND ...
 
-Deep reinforcement learning in JAX.
+Reinforcement learning in JAX, from a Q-table to deep networks.
 
 {commands}
 

@@ -78,9 +78,14 @@ def describe(algorithm: Any) -> dict[str, Any]:
 def restore(algorithm: str, settings: dict[str, Any], **own: Any) -> Any:
     """The inverse of `describe`. Parts of the user's own must be given again as `own`.
 
-    Raises `TreadleError` naming the part that is missing.
+    Raises `TreadleError` naming the part that is missing, or that there is none of a name.
     """
     values = dict(settings)
+    unknown = [name for name in own if name not in settings]
+    if unknown:
+        raise TreadleError(
+            f"{algorithm} has no part '{unknown[0]}' that could be given.{nearest(unknown[0], settings)}"
+        )
     for name, value in settings.items():
         if isinstance(value, dict) and "own" in value:
             if own.get(name) is None:

@@ -1,5 +1,4 @@
-"""Advantage actor-critic (Mnih et al. 2016, "Asynchronous methods for deep reinforcement learning", with its workers
-side by side instead of asynchronous)."""
+"""Advantage actor-critic (Mnih et al. 2016), its workers side by side instead of asynchronous."""
 
 from __future__ import annotations
 
@@ -19,8 +18,8 @@ class A2C(PolicyGradient):
     values, less the values.
 
     The loss is `-log pi(a|s) A - entropy_coefficient H + value_coefficient (G - v(s))^2`, of which one gradient step is
-    taken for each rollout (algorithm S3 of the paper). With a `gae_lambda` below 1, `A` is the generalised advantage
-    estimate.
+    taken for each rollout (algorithm S3 of the paper, "Asynchronous methods for deep reinforcement learning"). With a
+    `gae_lambda` below 1, `A` is the generalised advantage estimate.
     """
 
     survey = Survey("model-free", "values and policy", "step", "on-policy")

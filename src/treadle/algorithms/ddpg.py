@@ -169,7 +169,7 @@ class DDPG(Algorithm):
         for name in ("tau", "noise_decay", "ou_dt"):
             require(0 < getattr(self, name) <= 1, name, getattr(self, name), "greater than 0 and at most 1")
         for name in ("noise_std", "ou_theta"):
-            require(0 <= getattr(self, name) < math.inf, name, getattr(self, name), "0 or more")
+            require(0 <= getattr(self, name) < math.inf, name, getattr(self, name), "0 or more, and finite")
         lowest = self.noise_std_end
         require(0 <= lowest <= self.noise_std, "noise_std_end", lowest, f"between 0 and noise_std, {self.noise_std}")
         if spec is not None:
@@ -299,6 +299,7 @@ class DDPG(Algorithm):
         learned, (value_losses, policy_losses) = hoist.cond(learning, learn, wait, state.learned, key)
         weight = learning.astype(jnp.float32)
         metrics: Metrics = {
+            "loss": Mean(jnp.mean(value_losses) + jnp.mean(policy_losses), weight),
             "value_loss": Mean(jnp.mean(value_losses), weight),
             "policy_loss": Mean(jnp.mean(policy_losses), weight),
             "noise_std": self.noise_std_at(state),

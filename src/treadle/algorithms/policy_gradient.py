@@ -330,7 +330,10 @@ def check_networks_and_rates(algorithm: Any) -> None:
 def output_of(network: Callable[..., Any], setting: str, *arguments: Array) -> Any:
     """The shapes of what a network of the user's own gives for one example. Raises `InvalidSetting` where it is no
     network, or does not take the example."""
-    network = ravel(network)
+    try:
+        network = ravel(network)
+    except InvalidSetting as error:
+        raise InvalidSetting(f"{setting} must be a callable JAX tree with parameters: {error}") from None
     try:
         return jax.eval_shape(network, *arguments)
     except (TypeError, ValueError) as error:

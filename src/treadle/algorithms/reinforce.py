@@ -1,5 +1,4 @@
-"""REINFORCE: the policy gradient from whole returns (Williams 1992, "Simple statistical gradient-following algorithms
-for connectionist reinforcement learning")."""
+"""REINFORCE: the policy gradient from whole returns (Williams 1992)."""
 
 from __future__ import annotations
 

@@ -12,8 +12,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-SMALL_LOOPS = "xla_cpu_small_while_loop_byte_threshold=100000"
-"""Loops whose body touches fewer bytes are one function; XLA's own limit is 1,024."""
+SMALL_LOOP = 100_000
+"""Bytes: a loop whose body touches fewer is compiled into one function; XLA's own limit is 1,024."""
 
 
 def tune_cpu() -> None:
@@ -27,8 +27,9 @@ def tune_cpu() -> None:
     tile coding takes 0.3 microseconds instead of 1.5.
     """
     flags = os.environ.get("XLA_FLAGS", "")
+    option = f"xla_cpu_small_while_loop_byte_threshold={SMALL_LOOP}"
     if "xla_backend_extra_options" not in flags:
-        os.environ["XLA_FLAGS"] = f"{flags} --xla_backend_extra_options={SMALL_LOOPS}".strip()
+        os.environ["XLA_FLAGS"] = f"{flags} --xla_backend_extra_options={option}".strip()
     with contextlib.suppress(RuntimeError):
         jax.config.update("jax_cpu_enable_async_dispatch", False)
     if jax.config.jax_num_cpu_devices > 0:  # pyright: ignore[reportAttributeAccessIssue]

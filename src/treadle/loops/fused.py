@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from treadle import hoist, packing
 from treadle.algorithms.base import Algorithm
 from treadle.environments.base import Environment
 from treadle.environments.wrappers import Wrapped, learning_reward
+from treadle.loops.execution import SMALL_LOOP
 from treadle.loops.rollout import Actor, Episodes, collect, make_spec, start, with_alarm
 from treadle.loops.seeding import purpose
 from treadle.types import Counter, Metrics, Step, Transition
@@ -57,9 +58,16 @@ def advance(
     """
     one_round = make_round(algorithm, environment, keep_data)
     keys = round_keys(state, num_updates)
-    scan = packing.scan if algorithm.num_steps < LONG_ROUND else hoist.scan
-    (algorithm_state, actor), record = scan(one_round, (state.algorithm, state.actor), keys)
+    carry = state.algorithm, state.actor
+    (algorithm_state, actor), record = _scan_for(algorithm, carry)(one_round, carry, keys)
     return TrainState(algorithm_state, actor, state.updates.add(num_updates), state.key), record
+
+
+def _scan_for(algorithm: Algorithm, carry: PyTree) -> Callable[..., Any]:
+    """The `scan` that is faster: with few buffers, unless rounds are long or the loop so small that it is one function,
+    in which buffers cost nothing and laying them side by side does."""
+    size = sum(x.nbytes for x in jax.tree.leaves(carry) if not hoist.is_key(x))
+    return packing.scan if algorithm.num_steps < LONG_ROUND and size > SMALL_LOOP else hoist.scan
 
 
 def make_round(
