@@ -254,6 +254,8 @@ def test_a_network_of_ones_own_must_be_given_again(tmp_path):
     np.testing.assert_array_equal(loaded.predict(OBS), learned.predict(OBS))
     with pytest.raises(CheckpointError):
         Agent.load(path, network=eqx.nn.MLP(4, 2, 16, 1, key=jax.random.key(9)))
+    with pytest.raises(TreadleError, match=r"dqn has no part 'netwrk' .*Did you mean 'network'"):
+        Agent.load(path, netwrk=own)
 
 
 # Below the agent
