@@ -188,7 +188,9 @@ NUMPY = Program("a Python loop with a NumPy array", (*LOOP, "numpy"), quick=("--
 POLICY = (OURS, "benchmarks/treadle_policy.py")
 PPO_FUSED = Program("Treadle, fused", POLICY, quick=("--steps", "10000"))
 PPO_HOST = Program("Treadle, host loop", (*POLICY, "--loop", "host", "--steps", "50000"), quick=("--steps", "2000"))
-PPO_SIXTEEN = Program("Treadle, 16 seeds", (*POLICY, "--seeds", "16"), quick=("--steps", "10000"))
+PPO_SIXTEEN = Program(
+    "Treadle, 16 seeds together", (*POLICY, "--seeds", "16", "--layout", "together"), quick=("--steps", "10000")
+)
 PPO_ONE = Program("Treadle, 1 seed", PPO_FUSED.command, PPO_FUSED.quick)
 DDPG_FUSED = Program("Treadle, fused", (*POLICY, "--method", "ddpg"), quick=("--steps", "10000"))
 SB3_PPO = Program("Stable-Baselines3", (PEERS, "benchmarks/peers/sb3_ppo.py"), quick=("--steps", "1000"))

@@ -10,18 +10,27 @@ import jax
 
 import treadle
 from treadle.algorithms.base import Algorithm
-from treadle.loops.choose import LoopName, make_trainer
+from treadle.loops.choose import LayoutName, LoopName, make_trainer
 from treadle.loops.execution import tune_cpu
 
 
-def measure(algorithm: Algorithm, task: str, loop: LoopName, seeds: int, chunk: int, before: int, chunks: int) -> None:
+def measure(
+    algorithm: Algorithm,
+    task: str,
+    loop: LoopName,
+    seeds: int,
+    chunk: int,
+    before: int,
+    chunks: int,
+    layout: LayoutName = "auto",
+) -> None:
     """Print, as a line of JSON, the steps per second of all seeds over `chunks` stretches of `chunk` steps of each.
 
     `before` stretches come first, which compile and pass the start of learning.
     """
     tune_cpu()
     updates = chunk // (algorithm.num_steps * algorithm.num_envs)
-    trainer: Any = make_trainer(algorithm, task, (before + chunks) * chunk, num_seeds=seeds, loop=loop)
+    trainer: Any = make_trainer(algorithm, task, (before + chunks) * chunk, num_seeds=seeds, loop=loop, layout=layout)
     for _ in range(before):
         trainer.advance(updates)
 

@@ -57,6 +57,7 @@ def main() -> None:
     parser.add_argument("--method", choices=tuple(METHODS), default="ppo")
     parser.add_argument("--loop", choices=tuple(CHUNKS), default="fused")
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--layout", choices=("auto", "in-turn", "together"), default="auto")
     parser.add_argument("--steps", type=int, help="steps of each seed that are timed, at least")
     options = parser.parse_args()
 
@@ -66,6 +67,7 @@ def main() -> None:
         TASKS[options.method],
         loop=options.loop,
         seeds=options.seeds,
+        layout=options.layout,
         chunk=chunk,
         before=BEFORE // chunk + 1,
         chunks=-(-(options.steps or STEPS[options.method]) // chunk),

@@ -218,6 +218,15 @@ def test_resume_from_an_earlier_checkpoint_drops_what_came_after(whole, copy, ca
     assert_same_run(copy, whole)
 
 
+def test_seeds_trained_together_are_kept_as_such_and_go_on_bit_for_bit(tmp_path):
+    whole, again = tmp_path / "whole", tmp_path / "again"
+    assert train(whole, "--layout", "together", "--seeds", "4") == 0
+    assert info(whole)["config"]["layout"] == "together"
+    shutil.copytree(whole, again)
+    assert resume(again, "--checkpoint", str(Run.open(again).checkpoints()[0])) == 0
+    assert_same_state(again, whole)
+
+
 def test_a_finished_run_says_so_and_can_be_extended(whole, copy, capsys):
     assert resume(copy) == 2
     said = capsys.readouterr().err

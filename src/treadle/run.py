@@ -22,7 +22,7 @@ from treadle.environments.gymnasium import counterpart
 from treadle.environments.wrappers import Task, Wrappers
 from treadle.errors import InvalidSetting, TreadleError
 from treadle.files import replacing
-from treadle.loops.choose import LoopName, Trainer, make_offline_trainer, make_trainer
+from treadle.loops.choose import LayoutName, LoopName, Trainer, make_offline_trainer, make_trainer
 
 FORMAT = 1
 KEPT_CHECKPOINTS = 2
@@ -42,6 +42,9 @@ class RunConfig:
     """Base of the seeds; another base shares no randomness with this one."""
     loop: LoopName = "auto"
     """`auto`: fused where the world is in JAX, else host. `host` forces Gymnasium's own environment."""
+    layout: LayoutName = "auto"
+    """How a device trains several seeds. `in-turn`: each is to the last bit what it would be alone. `together`: a tenth
+    faster on a CPU where rounding may differ. `auto`: in turn on a CPU, together on an accelerator. Fused loop only."""
     out: str | None = None
     """The run's folder; runs/ALGORITHM-ENVIRONMENT-TIME unless given."""
     overwrite: bool = False
@@ -287,7 +290,8 @@ def start(algorithm: Algorithm, environment: str | Task, config: RunConfig, data
     steps, seed, seeds = config.total_timesteps, config.seed, config.seeds
     if config.data is not None:
         return make_offline_trainer(algorithm, environment, data, steps, seed, seeds, config.loop)
-    return make_trainer(algorithm, environment, steps, seed, seeds, config.loop, config.save_data is not None)
+    keeps = config.save_data is not None
+    return make_trainer(algorithm, environment, steps, seed, seeds, config.loop, keeps, config.layout)
 
 
 def check_room(config: RunConfig) -> None:
@@ -401,7 +405,14 @@ _INFO = {"algorithm": str, "environment": str, "settings": dict, "config": dict,
     "versions": dict,
     "wall_seconds": (int, float),
 }
-_KINDS = {"int": int, "bool": bool, "LoopName": str, "str | None": (str, type(None)), "int | None": (int, type(None))}
+_KINDS = {
+    "int": int,
+    "bool": bool,
+    "LoopName": str,
+    "LayoutName": str,
+    "str | None": (str, type(None)),
+    "int | None": (int, type(None)),
+}
 
 
 def _damaged(folder: Path, why: str) -> TreadleError:

@@ -19,11 +19,12 @@ from treadle.errors import InvalidSetting, TreadleError, UnknownName, nearest
 from treadle.loops.host import HostSeeds, host_spec
 from treadle.loops.offline import OfflineSeeds, check_learns_from_data
 from treadle.loops.rollout import make_spec
-from treadle.loops.seeds import FusedSeeds
+from treadle.loops.seeds import FusedSeeds, Layout
 from treadle.registry import as_float32
 from treadle.types import Spec, space_spec
 
 LoopName = Literal["auto", "fused", "host"]
+LayoutName = Literal["auto", "in-turn", "together"]
 Trainer = FusedSeeds | HostSeeds | OfflineSeeds
 
 
@@ -111,9 +112,11 @@ def make_trainer(
     num_seeds: int = 1,
     loop: LoopName = "auto",
     keep_data: bool = False,
+    layout: LayoutName = "auto",
 ) -> FusedSeeds | HostSeeds:
     """The loop that serves, with `num_seeds` fresh seeds; what it reports has the transitions too if it is to
-    `keep_data`. Settings and spaces are checked first.
+    `keep_data`. In the fused loop a device trains its seeds in turn or `together`. Settings and spaces are checked
+    first.
 
     Raises `InvalidSetting`, `UnsupportedSpace`, `UnknownName` or another `TreadleError`.
     """
@@ -128,7 +131,9 @@ def make_trainer(
     prepared = as_float32(algorithm.prepared())
     if isinstance(world, Environment):
         algorithm.check(make_spec(algorithm, world, total_timesteps))
-        return FusedSeeds(prepared, as_float32(world), total_timesteps, seed, num_seeds, keep_data=keep_data)
+        layouts: dict[str, Layout | None] = {"auto": None, "in-turn": "map", "together": "vmap"}
+        require(layout in layouts, "layout", repr(layout), f"one of {', '.join(layouts)}")
+        return FusedSeeds(prepared, as_float32(world), total_timesteps, seed, num_seeds, layouts[layout], keep_data)
 
     first = world(algorithm.num_envs)
     if first.num_envs != algorithm.num_envs:
