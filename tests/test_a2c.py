@@ -10,6 +10,8 @@ import pytest
 from tiny import ROLLOUT, SPEC, LinearValue, TablePolicy, column
 from treadle.algorithms.a2c import A2C
 
+pytestmark = pytest.mark.least_optimised
+
 SETTINGS = {
     "num_envs": 1,
     "rollout_length": 4,

@@ -128,6 +128,7 @@ OPTIONS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "-".join(options))
 def test_it_learns_with_other_options(options):
     probe = CONTINUOUS_PROBES[-1]

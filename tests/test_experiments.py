@@ -34,6 +34,8 @@ from treadle.loops.looks import Moment, train_and_look
 from treadle.loops.seeding import seed_key
 from treadle.registry import as_float32
 
+pytestmark = pytest.mark.least_optimised
+
 NAMES = list(experiment.experiments())
 QUICK = {"baird": 5, "dyna-q": 5, "traces": 1, "treasure-line": 30}
 """Experiments that take a few seconds with so many seeds; the others run with all of theirs in the slow tests."""

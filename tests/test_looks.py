@@ -17,6 +17,8 @@ from treadle.loops.seeding import seed_key
 from treadle.registry import as_float32
 from treadle.types import Alarm, Mean
 
+pytestmark = pytest.mark.least_optimised
+
 LEARNER = QLearning(learning_rate=0.5, gamma=0.9, epsilon=0.3)
 
 

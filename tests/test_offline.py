@@ -31,6 +31,8 @@ from treadle.run import Run
 from treadle.types import space_spec
 from treadle.watch import Watch
 
+pytestmark = pytest.mark.least_optimised
+
 
 def random_walk(world: Any, steps: int, seed: int = 0, limit: int = 30) -> Dataset:
     """What a random policy sees in a world of Treadle's."""

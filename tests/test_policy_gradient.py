@@ -85,6 +85,7 @@ def test_it_learns_the_best_of_continuous_actions(probe, name):
     np.testing.assert_allclose(actions, probe.best[:2], atol=0.3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -106,7 +107,7 @@ def test_it_learns_with_other_options(options):
 # What was seen
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", ["ppo", "actor-critic"])
 def test_observations_and_rewards_are_normalised_by_all_that_was_seen(name):
     """The state's moments are those of every observation that was acted on, in every rollout so far."""
     algorithm = dataclasses.replace(ALGORITHMS[name], normalise_observations=True, normalise_rewards=True)
@@ -229,7 +230,7 @@ def test_seeds_side_by_side_are_single_seeds():
             np.testing.assert_allclose(a, b[i], rtol=2e-3, atol=2e-4)
 
 
-@pytest.mark.parametrize("name", ["a2c", "reinforce", "ddpg"])
+@pytest.mark.parametrize("name", ["a2c", "ddpg"])
 def test_they_learn_in_gymnasiums_environments_and_go_on_after_a_second_learn(name):
     """Rollouts of several steps, what was drawn, noise and normalisers through the host loop; schedules go on."""
     algorithm = {**ALGORITHMS, "ddpg": OFF_POLICY}[name]
@@ -307,7 +308,7 @@ def test_a_learner_that_goes_astray_is_not_blamed_on_the_environment():
         Agent(ActorCritic(learning_rate=1e37, optimiser="sgd", max_grad_norm=None), Pendulum()).learn(1_000)
 
 
-@pytest.mark.parametrize("name", ["ppo", "ddpg"])
+@pytest.mark.parametrize("name", ["a2c"])
 def test_an_environment_that_gives_no_numbers_is_named(name):
     algorithm = {**ALGORITHMS, "ddpg": OFF_POLICY}[name]
     with pytest.raises(TreadleError, match=r"the environment returned an observation that is NaN.*stopped at step"):
@@ -317,7 +318,7 @@ def test_an_environment_that_gives_no_numbers_is_named(name):
 # Saved agents
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", ["ppo", "reinforce"])
 def test_a_loaded_agent_acts_with_its_normaliser_and_its_scaling_and_does_not_explore(name, tmp_path):
     algorithm = dataclasses.replace(ALGORITHMS[name], normalise_observations=True)
     agent = Agent(algorithm, Pendulum()).learn(2_000)

@@ -15,6 +15,8 @@ from treadle.algorithms.ppo import PPO, Batch, permutation
 from treadle.distributions import Categorical
 from treadle.errors import InvalidSetting
 
+pytestmark = pytest.mark.least_optimised
+
 LOGITS, SLOPE = jnp.array([0.3, -0.2]), jnp.array([2.0])
 SETTINGS = {
     "num_envs": 1,
