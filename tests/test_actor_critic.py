@@ -154,6 +154,7 @@ def test_it_learns_the_best_of_continuous_actions(probe):
     np.testing.assert_allclose(greedy(algorithm, state, probe.obs[:2]), probe.best[:2], atol=0.3)
 
 
+@pytest.mark.slow
 def test_seeds_side_by_side_are_seeds_in_turn():
     algorithm, world = as_float32(dataclasses.replace(LEARNER, learning_rate=1e-3)), as_float32(CartPole())
     trainers = [FusedSeeds(algorithm, world, 1_000, num_seeds=3, layout=layout) for layout in ("map", "vmap")]

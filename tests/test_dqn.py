@@ -53,7 +53,10 @@ def test_it_learns_the_known_values(probe):
         {"train_frequency": 4, "gradient_steps": 4, "num_envs": 3, "capacity": 1_001, "target_update_period": 50},
         {"optimiser": "sgd", "learning_rate": 0.05, "loss": "squared"},
         {"dueling": True, "prioritized": True},
-        {"prioritized": True, "priority_weights": "memory", "priority_clip": None, "num_envs": 3, "capacity": 501},
+        pytest.param(
+            {"prioritized": True, "priority_weights": "memory", "priority_clip": None, "num_envs": 3, "capacity": 501},
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=lambda options: "-".join(options),
 )
@@ -69,7 +72,10 @@ def test_it_learns_with_other_options(options):
     "options",
     [
         {"n_step": 3},
-        {"n_step": 4, "num_envs": 2, "train_frequency": 3, "gradient_steps": 6, "dueling": True, "double": True},
+        pytest.param(
+            {"n_step": 4, "num_envs": 2, "train_frequency": 3, "gradient_steps": 6, "dueling": True, "double": True},
+            marks=pytest.mark.slow,
+        ),
         {"n_step": 2, "prioritized": True, "dueling": True, "double": True},
     ],
     ids=lambda options: "-".join(options),

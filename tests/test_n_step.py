@@ -92,6 +92,7 @@ def test_no_return_reaches_from_episodes_that_were_cut_off_into_those_that_begin
     assert expected(stream(1), 3, (20, 40)) != expected(stream(1), 3)
 
 
+@pytest.mark.slow
 def test_seeds_side_by_side_are_seeds_in_turn():
     """What waits for more rows is the same in all seeds, so that memory's counters are theirs in common."""
     algorithm = as_float32(

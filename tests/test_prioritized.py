@@ -409,6 +409,7 @@ def _assert_close(a: Any, b: Any) -> None:
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=2e-5), a, b)
 
 
+@pytest.mark.slow
 def test_compiled_equals_eager():
     key = jax.random.key(0)
     with jax.disable_jit():

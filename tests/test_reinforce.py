@@ -379,6 +379,7 @@ def test_it_learns_the_best_of_continuous_actions(probe):
     np.testing.assert_allclose(greedy(algorithm, state.algorithm, probe.obs[:2]), probe.best[:2], atol=0.3)
 
 
+@pytest.mark.slow
 def test_seeds_side_by_side_are_seeds_in_turn():
     algorithm = as_float32(dataclasses.replace(BASELINE, max_episode_length=200, normalise_returns=True))
     world = as_float32(wrap(Pendulum(), time_limit=7))

@@ -218,6 +218,7 @@ def test_resume_from_an_earlier_checkpoint_drops_what_came_after(whole, copy, ca
     assert_same_run(copy, whole)
 
 
+@pytest.mark.slow
 def test_seeds_trained_together_are_kept_as_such_and_go_on_bit_for_bit(tmp_path):
     whole, again = tmp_path / "whole", tmp_path / "again"
     assert train(whole, "--layout", "together", "--seeds", "4") == 0
