@@ -104,6 +104,10 @@ class MLP(eqx.Module):
         return self.layers[-1](x)
 
 
+LARGEST_ONE_HOT = 1_000_000
+"""Discrete observations that the built-in networks take."""
+
+
 class Features(eqx.Module):
     """Observations of a space as a flat float vector: one-hot for `Discrete`, raveled for `Box`."""
 

@@ -7,8 +7,7 @@ from jaxtyping import Array
 
 from treadle import optimise
 from treadle.algorithms.base import Survey, register, require
-from treadle.algorithms.policy_gradient import Learner, Networks, PolicyGradient, mean_of, standardised
-from treadle.returns import gae
+from treadle.algorithms.policy_gradient import Learner, Networks, PolicyGradient, advantages, mean_of, standardised
 from treadle.types import Metrics, Spec, Transition
 
 
@@ -66,10 +65,5 @@ class A2C(PolicyGradient):
     def advantages(self, networks: Networks, rollout: Transition) -> tuple[Array, Array, Array]:
         """Advantages and targets of the values `[T, B]`, which carry no gradient, and the values themselves."""
         assert networks.value is not None
-        values = jax.vmap(jax.vmap(networks.value))
-        v = values(rollout.obs)
-        fixed, v_next = jax.lax.stop_gradient((v, values(rollout.next_obs)))
-        discount = self.gamma * (1.0 - rollout.terminated)
-        over_envs = jax.vmap(gae, in_axes=(1, 1, 1, 1, 1, None), out_axes=1)
-        advantage = over_envs(rollout.reward, discount, fixed, v_next, rollout.ended, self.gae_lambda)
-        return advantage, jax.lax.stop_gradient(advantage + fixed), v
+        v, advantage = advantages(networks.value, rollout, self.gamma, self.gae_lambda)
+        return advantage, jax.lax.stop_gradient(advantage + v), v

@@ -15,14 +15,21 @@ from treadle import exploration, hoist, optimise, schedules
 from treadle.algorithms.base import Algorithm, Survey, register, require
 from treadle.errors import InvalidSetting, UnsupportedSpace
 from treadle.memory import Memory, UniformMemory
-from treadle.networks import MLP, Activation, DuelingQNetwork, Features, Initialisation, QNetwork, Raveled, ravel
+from treadle.networks import (
+    LARGEST_ONE_HOT,
+    MLP,
+    Activation,
+    DuelingQNetwork,
+    Features,
+    Initialisation,
+    QNetwork,
+    Raveled,
+    ravel,
+)
 from treadle.prioritized import PrioritizedMemory
 from treadle.returns import double_q_learning_error, n_step, q_learning_error
 from treadle.spaces import Discrete
 from treadle.types import Counter, Mean, Metrics, Spec, Transition
-
-LARGEST_ONE_HOT = 1_000_000
-"""Discrete observations that the built-in network takes."""
 
 
 class DQNState(NamedTuple):
@@ -216,10 +223,8 @@ class DQN(Algorithm):
     def init(self, key: Array, spec: Spec) -> DQNState:
         network = ravel(self.build_network(key, spec) if self.network is None else self.network)
         example = spec.example if self.n_step == 1 else spec.example._replace(extras=jnp.zeros(()))
-        waiting, size = (
-            spec.example._replace(valid=jnp.zeros((), jnp.bool_), extras=()),
-            (self.n_step - 1, spec.num_envs),
-        )
+        waiting = spec.example._replace(valid=jnp.zeros((), jnp.bool_), extras=())
+        size = self.n_step - 1, spec.num_envs
         return DQNState(
             network=network,
             target_network=jax.tree.map(jnp.copy, network),

@@ -24,6 +24,7 @@ from treadle.algorithms.base import Algorithm, require
 from treadle.distributions import Categorical, Gaussian
 from treadle.errors import InvalidSetting, UnsupportedSpace
 from treadle.networks import (
+    LARGEST_ONE_HOT,
     MLP,
     ActionScaling,
     Activation,
@@ -37,14 +38,12 @@ from treadle.networks import (
     ravel,
 )
 from treadle.normalise import EPSILON, Moments, RewardScale
+from treadle.returns import gae
 from treadle.schedules import Schedule
 from treadle.spaces import Box, Discrete, Space
 from treadle.types import Action, Carry, Mean, Metrics, Obs, Spec, Transition, select
 
 T = TypeVar("T")
-
-LARGEST_ONE_HOT = 1_000_000
-"""Discrete observations that the built-in networks take."""
 
 
 class Networks(NamedTuple):
@@ -283,6 +282,18 @@ def learner_of(state: Any) -> Learner:
 def normalised(moments: Moments | None, obs: Obs) -> Obs:
     """Observations as networks see them."""
     return obs if moments is None else moments.normalise(obs)
+
+
+def advantages(
+    value: Callable[..., Any], rollout: Transition, gamma: Any, gae_lambda: Any
+) -> tuple[Float[Array, "T B"], Float[Array, "T B"]]:
+    """The values of a rollout's observations, and the generalised advantage of each step, which carries no gradient."""
+    values = jax.vmap(jax.vmap(value))
+    v = values(rollout.obs)
+    fixed, v_next = jax.lax.stop_gradient((v, values(rollout.next_obs)))
+    discount = gamma * (1.0 - rollout.terminated)
+    over_envs = jax.vmap(gae, in_axes=(1, 1, 1, 1, 1, None), out_axes=1)
+    return v, over_envs(rollout.reward, discount, fixed, v_next, rollout.ended, gae_lambda)
 
 
 def if_any(valid: Bool[Array, "..."] | None, learned: T, before: T) -> T:

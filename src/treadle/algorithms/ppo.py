@@ -9,9 +9,16 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from treadle.algorithms.base import Survey, register, require
-from treadle.algorithms.policy_gradient import Learner, Networks, PolicyGradient, if_any, mean_of, standardised
+from treadle.algorithms.policy_gradient import (
+    Learner,
+    Networks,
+    PolicyGradient,
+    advantages,
+    if_any,
+    mean_of,
+    standardised,
+)
 from treadle.distributions import Distribution
-from treadle.returns import gae
 from treadle.types import Mean, Metrics, Spec, Transition
 
 SMALLEST_KL_COEFFICIENT, LARGEST_KL_COEFFICIENT = 1e-4, 10.0
@@ -138,11 +145,7 @@ class PPO(PolicyGradient):
         """The rollout `[T, B]` as rows `[T * B]`, with advantages, and with the distributions of the policy that acted,
         which is still the same."""
         assert networks.value is not None
-        values = jax.vmap(jax.vmap(networks.value))
-        v, v_next = values(rollout.obs), values(rollout.next_obs)
-        discount = self.gamma * (1.0 - rollout.terminated)
-        over_envs = jax.vmap(gae, in_axes=(1, 1, 1, 1, 1, None), out_axes=1)
-        advantage = over_envs(rollout.reward, discount, v, v_next, rollout.ended, self.gae_lambda)
+        v, advantage = advantages(networks.value, rollout, self.gamma, self.gae_lambda)
         old = jax.vmap(jax.vmap(networks.policy))(rollout.obs)
         log_prob = old.log_prob(rollout.action)
         batch = Batch(rollout.obs, rollout.action, old, log_prob, v, advantage, advantage + v, rollout.valid)
