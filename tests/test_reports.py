@@ -15,6 +15,7 @@ from treadle.algorithms.base import Algorithm
 from treadle.environments.gymnasium import GymnasiumEnvironments
 from treadle.environments.wrappers import Task, Wrappers
 from treadle.errors import TreadleError
+from treadle.loops import choose
 from treadle.loops.seeding import seed_key
 from treadle.registry import as_tree
 from treadle.scene import Circle, Scene
@@ -95,7 +96,7 @@ def test_an_environment_of_gymnasiums_is_drawn_by_its_own_frames(tmp_path):
         return made[-1]
 
     for name, size in (("frames.gif", (30, 20)), ("frames.png", (960, 692))):
-        world: Any = reports._drawn_world(make)
+        world: Any = choose.drawn_environment(make)
         assert isinstance(world, GymnasiumEnvironments)
         with Image.open(draw(world, tmp_path / name)) as picture:
             assert picture.size == size and getattr(picture, "n_frames", 1) == (3 if name.endswith("gif") else 1)
@@ -108,18 +109,18 @@ def test_scenes_are_preferred_because_they_look_the_same_everywhere():
         ("CartPoleShaped-v1", "CartPole-v1"),
         (Task("Pendulum-v1", Wrappers(discretise_actions=11, time_limit=7)), "Pendulum-v1"),
     ):
-        world: Any = reports._drawn_world(environment)
+        world: Any = choose.drawn_environment(environment)
         assert not isinstance(world, GymnasiumEnvironments) and world.name == name
     assert world.action_space.n == 11 and world.max_episode_steps == 200, "as in evaluation"
-    assert isinstance(reports._drawn_world(Line()), Line)
-    frames: Any = reports._drawn_world("FrozenLake-v1")
+    assert isinstance(choose.drawn_environment(Line()), Line)
+    frames: Any = choose.drawn_environment("FrozenLake-v1")
     assert isinstance(frames, GymnasiumEnvironments)
     frames.close()
 
 
 def test_an_episode_takes_about_as_long_as_in_its_world():
     def seconds(name: str) -> float:
-        world: Any = reports._drawn_world(name)
+        world: Any = choose.drawn_environment(name)
         return reports._frame_seconds(world, world.scene(world.reset(seed_key(0))[0]))
 
     assert seconds("CartPole-v1") == pytest.approx(0.02)
@@ -142,11 +143,11 @@ def test_what_cannot_be_drawn_is_told_in_a_sentence():
             return state, Step(state, jnp.float32(0.0), jnp.bool_(True))
 
     with pytest.raises(TreadleError, match=r"has no drawing yet: the world has no method scene\(state\)"):
-        reports._drawn_world(Blank())
+        choose.drawn_environment(Blank())
 
     class Blind(Frames):
         def render(self):
             return None
 
     with pytest.raises(TreadleError, match="cannot be drawn: it renders nothing in the mode rgb_array"):
-        draw(reports._drawn_world(Blind), None)
+        draw(choose.drawn_environment(Blind), None)

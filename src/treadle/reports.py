@@ -15,13 +15,11 @@ from treadle import drawing, figures, metrics, registry, study, tables
 from treadle.algorithms.base import Algorithm, require
 from treadle.environments.base import Environment
 from treadle.environments.gymnasium import GymnasiumEnvironments
-from treadle.environments.wrappers import Task, is_world
 from treadle.errors import InvalidSetting, TreadleError
 from treadle.features import Table
 from treadle.loops import evaluate as evaluation
-from treadle.loops.choose import evaluated_as, evaluation_environment, resolve
+from treadle.loops.choose import drawn_environment, evaluated_as, evaluation_environment
 from treadle.loops.seeding import purpose, seed_key
-from treadle.registry import as_float32
 from treadle.run import Run, write_whole
 from treadle.scene import Scene
 
@@ -46,7 +44,7 @@ def evaluate(
     trainer = run.trainer(to_learn=False)
     step = run.restore(trainer, checkpoint)
     # Before the episodes are played, since it may be impossible.
-    drawn = _drawn_world(run.task) if render else None
+    drawn = drawn_environment(run.task) if render else None
     policies = trainer.policies()
     algorithm = trainer.algorithm
     trainer.close()
@@ -146,24 +144,6 @@ def _frame_seconds(world: Any, scene: Scene) -> float:
     """As long as a step lasts in the world, if that can be followed; in grids, where steps are large, a quarter of a
     second."""
     return 0.25 if scene.cells else min(max(float(getattr(world, "dt", 0.04)), 0.02), 0.1)
-
-
-def _drawn_world(environment: Any) -> Environment | GymnasiumEnvironments:
-    """What an episode is drawn of: a world in JAX that has a scene, which needs no other library and looks the same
-    everywhere, or Gymnasium's environment."""
-    given = Task.of(environment)
-    name = evaluated_as(given.environment)
-    if is_world(name) or name in registry.environments:
-        world: Any = resolve(Task(name, given.wrappers.in_evaluation()))
-        if hasattr(world, "scene"):
-            return as_float32(world)
-    try:
-        world = evaluation_environment(environment, 1, render_mode="rgb_array")
-    except (TreadleError, TypeError) as error:  # Gymnasium's, where an environment takes no render_mode
-        raise TreadleError(f"{name} cannot be drawn: {error}") from None
-    if not isinstance(world, GymnasiumEnvironments):
-        raise TreadleError(f"{name} has no drawing yet: the world has no method scene(state), and Gymnasium has none.")
-    return world
 
 
 def plot(run: Run, path: Path | None = None) -> Path:

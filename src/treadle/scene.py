@@ -1,4 +1,4 @@
-"""A drawing of a world as plain data: the terminal, the PNG and the GIF draw the same scene.
+"""A drawing of a world as plain data: the terminal, the PNG, the film and the browser draw the same scene.
 
 Coordinates are in the world's own units, `x` to the right and `y` upwards. Colours are named for what a thing is, so
 that each medium has its own palette.
@@ -50,6 +50,15 @@ class Label(NamedTuple):
 Shape = Polygon | Circle | Line | Label
 
 
+class Handle(NamedTuple):
+    """Something of the scene that a person may take hold of and move: the disc in which it is taken hold of, and the
+    name by which the world's `move` knows it."""
+
+    name: str
+    at: Point
+    radius: float
+
+
 @dataclass(frozen=True)
 class Scene:
     """What to draw, later shapes over earlier ones, between the corners `low` and `high`."""
@@ -60,3 +69,5 @@ class Scene:
     cells: tuple[int, int] | None = None
     """Columns and rows of a grid world: its text drawing is one character a cell, the last glyph whose shape has its
     centre there."""
+    handles: tuple[Handle, ...] = ()
+    """What a person may move, where the world has a method `move`; of two that overlap the later one."""

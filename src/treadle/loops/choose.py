@@ -217,3 +217,25 @@ def evaluated_as(environment: Any) -> Any:
             return environment
         return getattr(registry.environments.make(environment), "evaluated_as", None) or environment
     return (getattr(environment, "evaluated_as", None) if is_world(environment) else None) or environment
+
+
+def drawn_environment(environment: Any) -> Environment | GymnasiumEnvironments:
+    """What an episode is drawn of: a world in JAX that has a scene, which needs no other library and looks the same
+    everywhere, or one of Gymnasium's environment, which renders frames; without the changes that are for learning
+    alone.
+
+    Raises `TreadleError` where neither can be drawn.
+    """
+    given = Task.of(environment)
+    name = evaluated_as(given.environment)
+    if is_world(name) or name in registry.environments:
+        world: Any = resolve(Task(name, given.wrappers.in_evaluation()))
+        if hasattr(world, "scene"):
+            return as_float32(world)
+    try:
+        world = evaluation_environment(environment, 1, render_mode="rgb_array")
+    except (TreadleError, TypeError) as error:  # Gymnasium's, where an environment takes no render_mode
+        raise TreadleError(f"{name} cannot be drawn: {error}") from None
+    if not isinstance(world, GymnasiumEnvironments):
+        raise TreadleError(f"{name} has no drawing yet: the world has no method scene(state), and Gymnasium has none.")
+    return world
