@@ -136,6 +136,10 @@ class ActionScaling(eqx.Module):
         """What would have been drawn for an action."""
         return action if isinstance(self.space, Discrete) else self.space.to_unit(action)
 
+    def deviation(self, drawn: Array) -> Array:
+        """What a deviation of what is drawn is in the action's own units."""
+        return drawn if isinstance(self.space, Discrete) else drawn.reshape(self.space.shape) * self.space.half_width
+
 
 class QNetwork(eqx.Module):
     """The values of all actions for one observation: `obs -> [A]`."""

@@ -92,6 +92,12 @@ class Box:
         return 2.0 * (flat - low) / np.where(high > low, high - low, 1.0).astype(np.float32) - 1.0
 
     @property
+    def half_width(self) -> Float[np.ndarray, "..."]:
+        """Half of what lies between the bounds of each number."""
+        low, high = self._bounds
+        return (0.5 * (high - low)).reshape(self.shape)
+
+    @property
     def _bounds(self) -> tuple[np.ndarray, np.ndarray]:
         """The bounds as float32 `[n]`."""
         with np.errstate(over="ignore"):

@@ -97,6 +97,12 @@ class Algorithm:
         resumes: without what those have left there, such as traces, or steps that wait for the end."""
         return state
 
+    def inspect(self, state: PyTree, obs: Obs) -> dict[str, Array]:
+        """What the learner thinks of one observation, for whoever watches it: of `value` (a number), `q_values` and
+        `probabilities` (one for each action), `mean` and `std` (of a continuous action, in its own units) those that it
+        has."""
+        return {}
+
     def policy(self, state: PyTree) -> PyTree:
         """The part of the state that acting greedily needs: what the lean artefact keeps. The whole state unless
         a method knows better; `act(policy, ..., explore=False)` must accept it."""

@@ -266,6 +266,11 @@ class DDPG(Algorithm):
         learning_for = jnp.maximum(state.schedule.step.value - self.learning_starts, 0)
         return jnp.maximum(self.noise_std * self.noise_decay**learning_for, self.noise_std_end)
 
+    def inspect(self, state: DDPGState, obs: Obs) -> dict[str, Array]:
+        networks, seen = state.learned.networks, normalised(state.observations, obs)
+        action = networks.policy(seen)
+        return {"value": networks.value(seen, action), "mean": state.actions(action)}
+
     def policy(self, state: DDPGState) -> Acting:
         return Acting(state.learned.networks.policy, state.actions, state.observations)
 

@@ -360,5 +360,8 @@ class DQN(Algorithm):
         none = jnp.zeros(state.recent.reward.shape, jnp.bool_)
         return state._replace(recent=state.recent._replace(valid=none), waiting=Counter.zero())
 
+    def inspect(self, state: DQNState, obs: Any) -> dict[str, Array]:
+        return {"q_values": state.network(obs)}
+
     def policy(self, state: DQNState) -> DQNPolicy:
         return DQNPolicy(state.network)

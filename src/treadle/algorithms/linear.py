@@ -220,6 +220,9 @@ class LinearControl(Linear):
         """The probability of a random action."""
         return state.schedule.at(self.epsilon, self.epsilon_end)
 
+    def inspect(self, state, obs) -> dict[str, Array]:
+        return {"q_values": state.q(obs)}
+
     def policy(self, state) -> LinearPolicy:
         return LinearPolicy(state.q)
 

@@ -205,6 +205,15 @@ class PolicyGradient(Algorithm):
         learner = learner_of(state)
         return Acting(learner.networks.policy, learner.actions, learner.observations)
 
+    def inspect(self, state: Any, obs: Obs) -> dict[str, Array]:
+        learner = learner_of(state)
+        seen = normalised(learner.observations, obs)
+        distribution = learner.networks.policy(seen)
+        found = {} if learner.networks.value is None else {"value": learner.networks.value(seen)}
+        if isinstance(distribution, Categorical):
+            return {**found, "probabilities": jnp.exp(distribution.log_probs)}
+        return {**found, "mean": learner.actions(distribution.mean), "std": learner.actions.deviation(distribution.std)}
+
     # Learning: one gradient step a rollout, where a method does not say otherwise
 
     def update(self, state: Any, rollout: Transition, key: Array) -> tuple[Any, Metrics]:

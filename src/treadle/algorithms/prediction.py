@@ -128,5 +128,8 @@ class Prediction(Linear):
         """r + gamma (1 - terminated) v(s') - v(s); a time limit does not stop the bootstrap."""
         return td_error(v(t.obs), t.reward, self.gamma * (1.0 - t.terminated), v(t.next_obs))
 
+    def inspect(self, state, obs) -> dict[str, Array]:
+        return {"value": state.v(obs), "probabilities": state.target(obs)}
+
     def policy(self, state) -> PredictionPolicy:
         return PredictionPolicy(state.v, state.target)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from treadle.algorithms.base import Algorithm
 from treadle.environments.base import Environment
@@ -27,8 +27,10 @@ STEP_LIMIT = 10_000
 class Evaluation(NamedTuple):
     """Undiscounted, unscaled returns and lengths of the episodes."""
 
-    returns: Float[np.ndarray, " N"]
-    lengths: Int[np.ndarray, " N"]
+    returns: Float[Array | np.ndarray, " N"]
+    lengths: Int[Array | np.ndarray, " N"]
+    successes: Bool[Array | np.ndarray, " N"] | None = None
+    """Whether each ended in success, in worlds that say so (`is_success`)."""
 
 
 def evaluate(
@@ -47,8 +49,8 @@ def evaluate(
     key = purpose(key, "evaluate")
     if isinstance(environment, GymnasiumEnvironments):
         return _evaluate_host(algorithm, policy, environment, episodes, key, each_step)
-    returns, lengths = _evaluate_jax(algorithm, policy, environment, episodes, key)
-    return Evaluation(np.asarray(returns), np.asarray(lengths))
+    found = jax.device_get(_evaluate_jax(algorithm, policy, environment, episodes, key))
+    return found if hasattr(environment, "is_success") else found._replace(successes=None)
 
 
 def _evaluate_host(
@@ -134,20 +136,21 @@ def _greedy_step(
 def _jax_episodes(algorithm, policy, environment, episodes, key):
     """All episodes side by side, one in each environment, until the last has ended."""
     limit = environment.max_episode_steps or STEP_LIMIT
+    is_success = jax.vmap(getattr(environment, "is_success", lambda _: jnp.zeros((), jnp.bool_)))
 
     def going(loop):
         return jnp.any(loop[1])
 
     def one_step(loop):
-        play, alive, returns, lengths = loop
+        play, alive, (returns, lengths, successes) = loop
         play, step = _greedy_step(algorithm, policy, environment, play, key)
         returns, lengths = returns + jnp.where(alive, step.reward, 0.0), lengths + alive
-        return play, alive & ~step.terminated & (lengths < limit), returns, lengths
+        successes = jnp.where(alive, is_success(play.env_state), successes)
+        return play, alive & ~step.terminated & (lengths < limit), Evaluation(returns, lengths, successes)
 
     zeros = jnp.zeros(episodes)
-    loop = (_begin(algorithm, environment, episodes, key), zeros == 0, zeros, zeros.astype(jnp.int32))
-    loop = jax.lax.while_loop(going, one_step, loop)
-    return loop[2], loop[3]
+    start = Evaluation(zeros, zeros.astype(jnp.int32), zeros > 0)
+    return jax.lax.while_loop(going, one_step, (_begin(algorithm, environment, episodes, key), zeros == 0, start))[2]
 
 
 _evaluate_jax = compile_small(_jax_episodes, static_argnums=3)
