@@ -55,6 +55,7 @@ BEFORE = 1_000
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--method", choices=tuple(METHODS), default="ppo")
+    parser.add_argument("--task", help="another than CartPole-v1 for PPO and Pendulum-v1 for DDPG")
     parser.add_argument("--loop", choices=tuple(CHUNKS), default="fused")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--layout", choices=("auto", "in-turn", "together"), default="auto")
@@ -64,7 +65,7 @@ def main() -> None:
     algorithm, chunk = METHODS[options.method], CHUNKS[options.loop]
     timing.measure(
         algorithm,
-        TASKS[options.method],
+        options.task or TASKS[options.method],
         loop=options.loop,
         seeds=options.seeds,
         layout=options.layout,
