@@ -124,6 +124,38 @@ def test_short_episodes_are_not_favoured(mode):
     assert len({tuple(f.lengths) for f in found}) > 20, "each evaluation has randomness of its own"
 
 
+@as_tree
+class Halves(EpisodesInJAX):
+    """Without an end, but for the time limit, at which those that began at 20 are successes; rewards tell which."""
+
+    ends: bool = False
+    max_episode_steps: int | None = 3
+
+    def step(self, state, action, key):
+        left, step = super().step(state, action, key)
+        return left, step._replace(reward=state[0])
+
+    def is_success(self, state):
+        return state[0] > 0
+
+
+@as_tree
+class Arrivals(EpisodesInJAX):
+    """Every episode ends in success, and what is left after the end of a short one is none."""
+
+    def is_success(self, state):
+        return state[0] == 0
+
+
+def test_a_success_is_how_an_episode_ends_and_nothing_after_it():
+    found = evaluate(Halves(), 40)
+    assert set(found.returns) == {20.0 + 19.0 + 18.0, 1.0 + 0.0 - 1.0}
+    np.testing.assert_array_equal(found.successes, found.returns > 0)
+    arrived = evaluate(Arrivals(), 10)
+    assert set(arrived.lengths) == {1, 20} and arrived.successes is not None and arrived.successes.all()
+    assert evaluate(EpisodesInJAX(), 2).successes is None, "a world that does not say what a success is"
+
+
 @pytest.mark.parametrize("mode", [*MODES, "jax"])
 def test_an_episode_without_end_is_cut(mode, monkeypatch):
     """After STEP_LIMIT steps, and the next one begins anew: not where the last was cut."""

@@ -109,3 +109,17 @@ def test_looks_after_each_episode_need_rounds_of_one_step():
         look_at_seeds(LEARNER, Maze(), 3, every=2)
     with pytest.raises(InvalidSetting, match="every 1 rounds of 5 steps"):
         look_at_seeds(DQN(train_frequency=5), Maze(), 3)
+    with pytest.raises(InvalidSetting, match="of 2 environments"):
+        look_at_seeds(QLearning(num_envs=2), Maze(), 3)
+
+
+def test_looks_after_updates_see_all_environments_and_schedules_count_their_steps():
+    """Two environments make two steps an update: after 12 of 12 the step size has come to its end."""
+    algorithm = QLearning(num_envs=2, learning_rate=0.5, learning_rate_end=0.0, gamma=0.9, epsilon=0.3)
+
+    def observe(moment):
+        return moment.visited.episode_length, moment.algorithm.rate(moment.state)
+
+    lengths, rates = jax.device_get(look_at_seeds(algorithm, Maze(), 3, observe, "update", every=4).observed)
+    assert lengths.shape == (1, 3, 4, 2)
+    np.testing.assert_allclose(rates[0], [0.5 * 2 / 3, 0.5 / 3, 0.0], atol=1e-6)

@@ -73,7 +73,8 @@ class Trial:
     @classmethod
     def of_preset(cls, label: str, preset: settings.Preset, **fields: Any) -> Trial:
         """A trial with a preset's settings, changes to its environment, and length."""
-        steps = preset.make().num_steps
+        algorithm = preset.make()
+        steps = algorithm.num_steps * algorithm.num_envs
         length = {} if preset.total_timesteps is None else {"updates": -(-preset.total_timesteps // steps)}
         own = {"settings": preset.settings, "wrappers": preset.wrappers, **length}
         return cls(label, preset.algorithm, preset.environment, **{**own, **fields})

@@ -17,13 +17,14 @@ from treadle.distributions import Categorical, Gaussian
 from treadle.errors import InvalidSetting
 from treadle.spaces import Discrete, Space
 
-Activation = Literal["relu", "tanh", "gelu", "silu", "elu", "identity"]
+Activation = Literal["relu", "relu6", "tanh", "gelu", "silu", "elu", "identity"]
 Initialisation = Literal["orthogonal", "scaled"]
 
 Network = TypeVar("Network", bound=Callable[..., Any])
 
 _ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "relu": jax.nn.relu,
+    "relu6": jax.nn.relu6,
     "tanh": jnp.tanh,
     "gelu": jax.nn.gelu,
     "silu": jax.nn.silu,

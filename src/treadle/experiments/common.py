@@ -15,7 +15,8 @@ from treadle import exact, figures, registry, study
 from treadle.comparison import CONFIDENCE, contrast
 from treadle.environments.wrappers import learning_reward
 from treadle.experiment import Claim, Outcome, Outcomes, Verdict
-from treadle.loops.looks import Moment
+from treadle.loops import evaluate
+from treadle.loops.looks import Moment, Observe
 from treadle.loops.rollout import make_spec
 from treadle.loops.seeding import purpose
 
@@ -26,6 +27,18 @@ if TYPE_CHECKING:
 def q_table(moment: Moment) -> Any:
     """A look at the values of a table `[S, A]`."""
     return moment.state.q.weights
+
+
+def successes(episodes: int) -> Observe:
+    """A look at the share of so many greedy episodes that ends in success."""
+
+    def look(moment: Moment) -> Any:
+        policy = moment.algorithm.policy(moment.state)
+        found = evaluate.jax_episodes(moment.algorithm, policy, moment.environment, episodes, moment.key)
+        assert found.successes is not None
+        return jnp.mean(found.successes)
+
+    return look
 
 
 def paths_are_optimal(world: Any, q: np.ndarray, gamma: float) -> np.ndarray:

@@ -133,8 +133,11 @@ def _greedy_step(
     return _Play(env_state, step.obs, carry, play.number + 1), step
 
 
-def _jax_episodes(algorithm, policy, environment, episodes, key):
-    """All episodes side by side, one in each environment, until the last has ended."""
+def jax_episodes(
+    algorithm: Algorithm, policy: PyTree, environment: Environment, episodes: int, key: Array
+) -> Evaluation:
+    """All episodes side by side, one in each environment, until the last has ended; compiled into whatever calls it. In
+    worlds that do not say what a success is, none is."""
     limit = environment.max_episode_steps or STEP_LIMIT
     is_success = jax.vmap(getattr(environment, "is_success", lambda _: jnp.zeros((), jnp.bool_)))
 
@@ -153,7 +156,7 @@ def _jax_episodes(algorithm, policy, environment, episodes, key):
     return jax.lax.while_loop(going, one_step, (_begin(algorithm, environment, episodes, key), zeros == 0, start))[2]
 
 
-_evaluate_jax = compile_small(_jax_episodes, static_argnums=3)
+_evaluate_jax = compile_small(jax_episodes, static_argnums=3)
 _compiled_begin = compile_small(_begin, static_argnums=2)
 _compiled_step = compile_small(_greedy_step)
 

@@ -70,13 +70,13 @@ def train_and_look(
     unit: Unit,
     every: int = 1,
 ) -> Looks:
-    """One seed up to its `count`-th look: after every so many updates, or after each episode. `num_envs` must be 1.
+    """One seed up to its `count`-th look: after every so many updates, or after each episode of its one environment.
 
     Schedules given as fractions run over `count * every` updates; counted in episodes they have no meaning, because the
     number of steps is not known beforehand.
     """
     by_episodes = unit == "episode"
-    total = 2**31 - 1 if by_episodes else count * every * algorithm.num_steps
+    total = 2**31 - 1 if by_episodes else count * every * algorithm.num_steps * algorithm.num_envs
     start = fused.init(algorithm, environment, key, total)
     one_round = fused.make_round(algorithm, environment)
     block = BLOCK if by_episodes else min(BLOCK, count)
@@ -151,10 +151,10 @@ def look_at_seeds(
 
     Raises `InvalidSetting` for looks after each episode where more than one might end between two of them.
     """
-    if unit == "episode" and (every, algorithm.num_steps) != (1, 1):
+    if unit == "episode" and (every, algorithm.num_steps, algorithm.num_envs) != (1, 1, 1):
         raise InvalidSetting(
-            f"looks after each episode were asked for, every {every} rounds of {algorithm.num_steps} steps: more than "
-            "one episode may end in between. Count updates instead."
+            f"looks after each episode were asked for, every {every} rounds of {algorithm.num_steps} steps of "
+            f"{algorithm.num_envs} environments: more than one episode may end in between. Count updates instead."
         )
     mesh = seed_mesh(num_seeds)
     keys = jnp.stack([seed_key(seed, i) for i in padded(num_seeds, mesh)])
