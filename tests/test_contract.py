@@ -111,6 +111,64 @@ def test_a_world_says_when_time_is_up_and_what_it_is(name):
     assert task is None or task in registry.environments or counterpart(task)
 
 
+@functools.cache
+def worlds_with(offer: str) -> list[str]:
+    """The names of the worlds that have it."""
+    return [name for name in WORLDS if hasattr(registry.environments.make(name), offer)]
+
+
+@functools.cache
+def beginning(name: str) -> Any:
+    """A first state and observation, as plain numbers."""
+    return jax.device_get(jax.jit(registry.environments.make(name).reset)(jax.random.key(0)))
+
+
+@pytest.mark.parametrize("name", worlds_with("keys"))
+def test_a_key_stands_for_an_action(name):
+    world = registry.environments.make(name)
+    assert world.keys
+    for key, action in world.keys.items():
+        assert key in ("ArrowLeft", "ArrowRight", "ArrowUp", "ArrowDown", "PageUp", "PageDown")
+        assert is_in(world.action_space, np.asarray(action, world.action_space.dtype))
+
+
+@pytest.mark.parametrize("name", worlds_with("action_names"))
+def test_every_action_has_a_name_of_its_own(name):
+    world = registry.environments.make(name)
+    space = world.action_space
+    assert len(set(world.action_names)) == (space.n if isinstance(space, Discrete) else space.shape[0])
+
+
+@pytest.mark.parametrize("name", worlds_with("observe"))
+def test_what_a_person_may_move_goes_there_and_is_observed(name):
+    world = jax.device_get(as_float32(registry.environments.make(name)))
+    state, obs = beginning(name)
+    observe = jax.jit(world.observe)
+    np.testing.assert_allclose(observe(state), obs, atol=1e-6)
+    scene = world.scene(state)
+    assert scene.handles and len({handle.name for handle in scene.handles}) == len(scene.handles)
+    middle = np.add(scene.low, scene.high) / 2
+    for place, handle in enumerate(scene.handles):
+        way = middle - handle.at
+        to = tuple(handle.at + 1.5 * handle.radius * way / np.linalg.norm(way))
+        moved = world.move(state, handle.name, to)
+        assert shapes(moved) == shapes(state)
+        assert all(isinstance(leaf, np.ndarray | np.generic) for leaf in jax.tree.leaves(moved))
+        after = world.scene(moved).handles[place]
+        assert after.name == handle.name
+        assert np.linalg.norm(np.subtract(after.at, handle.at)) > 0
+        assert np.linalg.norm(np.subtract(after.at, to)) <= handle.radius
+        seen = observe(moved)
+        assert is_in(world.observation_space, seen) and not np.array_equal(seen, obs)
+
+
+@pytest.mark.parametrize("name", worlds_with("scene"))
+def test_handles_come_with_what_moves_them(name):
+    world = registry.environments.make(name)
+    if world.scene(beginning(name)[0]).handles:
+        assert hasattr(world, "move") and hasattr(world, "observe")
+
+
 @pytest.mark.parametrize("name", [name for name in WORLDS if counterpart(name)])
 def test_a_world_of_gymnasiums_name_is_gymnasiums(name):
     world, theirs = registry.environments.make(name), GymnasiumEnvironments(name)

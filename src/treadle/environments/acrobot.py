@@ -9,7 +9,8 @@ does not reach the line.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +37,9 @@ class AcrobotState(NamedTuple):
 class Acrobot:
     """Observation: cosine and sine of the first angle, of the second angle, and both velocities. Actions: torque
     -1, 0 or 1 at the joint. Reward: -1 a step, 0 in the one that reaches the line."""
+
+    action_names: ClassVar[tuple[str, ...]] = ("clockwise", "none", "anticlockwise")
+    keys: ClassVar[Mapping[str, int]] = {"ArrowLeft": 2, "ArrowDown": 1, "ArrowRight": 0}
 
     gravity: float = 9.8
     """Metres per second squared."""

@@ -8,7 +8,8 @@ Euler step, same thresholds and reward (1 for every step, the last one included)
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple
+from collections.abc import Mapping
+from typing import ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +39,9 @@ class CartPole:
     The shaped reward is a tutorials' own: the nearer to the middle and to upright, the more,
     `(x_limit - |x|) / x_limit - 0.8 + (theta_limit - |theta|) / theta_limit - 0.5`.
     """
+
+    action_names: ClassVar[tuple[str, ...]] = ("left", "right")
+    keys: ClassVar[Mapping[str, int]] = {"ArrowLeft": 0, "ArrowRight": 1}
 
     gravity: float = 9.8
     """Metres per second squared."""

@@ -18,7 +18,8 @@ from treadle.types import Step
 ROWS, COLUMNS = 4, 12
 START, GOAL = 36, 47
 """The corners at the bottom; between them lies the cliff."""
-_MOVES = grid.moves(ROWS, COLUMNS, (grid.UP, grid.RIGHT, grid.DOWN, grid.LEFT))
+_DIRECTIONS = grid.UP, grid.RIGHT, grid.DOWN, grid.LEFT
+_MOVES = grid.moves(ROWS, COLUMNS, _DIRECTIONS)
 
 
 @register("CliffWalking-v1")
@@ -28,6 +29,7 @@ class CliffWalking(grid.Cells):
     ends at the goal."""
 
     moves, start = _MOVES, START
+    action_names, keys = grid.names(_DIRECTIONS), grid.keys(_DIRECTIONS)
 
     max_episode_steps: int | None = None
     """Time limit in steps; none unless set."""

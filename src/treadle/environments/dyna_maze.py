@@ -14,7 +14,8 @@ ROWS, COLUMNS = 6, 9
 START, GOAL = 2 * COLUMNS, 8
 WALLS = (*(row * COLUMNS + 2 for row in (1, 2, 3)), 4 * COLUMNS + 5, *(row * COLUMNS + 7 for row in (0, 1, 2)))
 """Column 2 in rows 1 to 3, column 5 in row 4, column 7 in rows 0 to 2."""
-_MOVES = grid.moves(ROWS, COLUMNS, (grid.UP, grid.DOWN, grid.RIGHT, grid.LEFT), WALLS, ends=(GOAL,))
+_DIRECTIONS = grid.UP, grid.DOWN, grid.RIGHT, grid.LEFT
+_MOVES = grid.moves(ROWS, COLUMNS, _DIRECTIONS, WALLS, ends=(GOAL,))
 
 
 @register("DynaMaze")
@@ -24,6 +25,7 @@ class DynaMaze(grid.Cells):
     in the top right corner, which ends the episode: 14 steps at best."""
 
     moves, start = _MOVES, START
+    action_names, keys = grid.names(_DIRECTIONS), grid.keys(_DIRECTIONS)
 
     max_episode_steps: int | None = None
     """Time limit in steps; none unless set."""

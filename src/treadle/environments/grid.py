@@ -19,6 +19,7 @@ from treadle.types import Step
 
 UP, DOWN, RIGHT, LEFT = (-1, 0), (1, 0), (0, 1), (0, -1)
 """Directions as (rows, columns)."""
+_ARROWS = {UP: "up", DOWN: "down", RIGHT: "right", LEFT: "left"}
 
 
 class Look(NamedTuple):
@@ -50,6 +51,16 @@ def moves(
 def move(table: Int[np.ndarray, "S A"], cell: Int[Array, ""], action: Int[Array, ""]) -> Int[Array, ""]:
     """The cell that `action` leads to, by a table of `moves`."""
     return jnp.asarray(table).at[cell, action].get(mode="promise_in_bounds")
+
+
+def names(directions: tuple[tuple[int, int], ...]) -> tuple[str, ...]:
+    """What actions in these directions are called."""
+    return tuple(_ARROWS[direction] for direction in directions)
+
+
+def keys(directions: tuple[tuple[int, int], ...]) -> Mapping[str, int]:
+    """The arrow keys, each with the action in its direction."""
+    return {f"Arrow{_ARROWS[direction].title()}": action for action, direction in enumerate(directions)}
 
 
 class Cells:

@@ -16,7 +16,8 @@ from treadle.types import Step
 
 SIZE = 4
 TREASURE, TRAPS = 10, (6, 9)
-_MOVES = grid.moves(SIZE, SIZE, (grid.UP, grid.DOWN, grid.RIGHT, grid.LEFT), ends=(TREASURE, *TRAPS))
+_DIRECTIONS = grid.UP, grid.DOWN, grid.RIGHT, grid.LEFT
+_MOVES = grid.moves(SIZE, SIZE, _DIRECTIONS, ends=(TREASURE, *TRAPS))
 
 
 @register("MazeOffset", observation="offset")
@@ -26,6 +27,8 @@ class Maze:
     in (2, 1) or (1, 2), with reward -1; all other rewards are 0. Actions: 0 up, 1 down, 2 right, 3 left; a move off the
     grid stays. Observation: the cell `4 y + x`, `y` downwards, or the agent's offset from the treasure `(dx, dy) / 4`.
     """
+
+    action_names, keys = grid.names(_DIRECTIONS), grid.keys(_DIRECTIONS)
 
     observation: Literal["cell", "offset"] = "cell"
     """The cell's number, for tables, or the offset from the treasure, for networks."""

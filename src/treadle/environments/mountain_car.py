@@ -7,7 +7,8 @@ Equal to Gymnasium's `MountainCar-v0` to float32 precision: same step, same wall
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple
+from collections.abc import Mapping
+from typing import ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -89,6 +90,9 @@ class MountainCar(Valley):
     Two more rewards are tutorials' own. The shaped one is the distance from the bottom, `|position + 0.5|`; that of the
     flag is 10 in the step that reaches it and -1 in all others.
     """
+
+    action_names: ClassVar[tuple[str, ...]] = ("left", "none", "right")
+    keys: ClassVar[Mapping[str, int]] = {"ArrowLeft": 0, "ArrowDown": 1, "ArrowRight": 2}
 
     force: float = 0.001
     """What the engine adds to the velocity, in metres per step squared."""

@@ -6,6 +6,9 @@ engine, a flag 5 cm nearer, 999 steps.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -22,6 +25,9 @@ class MountainCarContinuous(Valley):
     Reward: 100 at the flag, less `0.1 action^2` in every step. As in Gymnasium, the engine takes the action clipped to
     its range, but the cost is that of the action as it was given.
     """
+
+    action_names: ClassVar[tuple[str, ...]] = ("throttle",)
+    keys: ClassVar[Mapping[str, tuple[float]]] = {"ArrowLeft": (-1.0,), "ArrowRight": (1.0,)}
 
     goal_position: float = 0.45
     """Where the flag stands, in metres."""

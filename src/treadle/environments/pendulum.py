@@ -7,7 +7,8 @@ velocity, same costs of angle, velocity and torque. It never terminates.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +35,8 @@ class Pendulum:
     part of the program, because the spaces are made of them.
     """
 
+    action_names: ClassVar[tuple[str, ...]] = ("torque",)
+
     gravity: float = 10.0
     """Metres per second squared."""
     mass: float = 1.0
@@ -47,6 +50,12 @@ class Pendulum:
     velocity_limits: tuple[float, float] = (-8.0, 8.0)
     """Radians/s."""
     max_episode_steps: int | None = 200
+
+    @property
+    def keys(self) -> Mapping[str, tuple[float]]:
+        """All the torque anticlockwise or clockwise."""
+        clockwise, anticlockwise = self.torque_limits
+        return {"ArrowLeft": (anticlockwise,), "ArrowRight": (clockwise,)}
 
     @property
     def observation_space(self) -> Box:

@@ -25,6 +25,8 @@ class RandomWalk:
     line, 1 to `num_states`; 0 and `num_states + 1` are the ends. Reward: that of the end which a step reaches, else 0.
     """
 
+    action_names, keys = grid.names((grid.LEFT, grid.RIGHT)), grid.keys((grid.LEFT, grid.RIGHT))
+
     num_states: int = 5
     """States between the ends; with an even number, an episode starts left of the middle."""
     left_reward: float = 0.0

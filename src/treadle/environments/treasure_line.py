@@ -11,7 +11,8 @@ from treadle.scene import Scene
 from treadle.types import Step
 
 CELLS, TREASURE = 6, 5
-_MOVES = grid.moves(1, CELLS, (grid.LEFT, grid.RIGHT), ends=(TREASURE,))
+_DIRECTIONS = grid.LEFT, grid.RIGHT
+_MOVES = grid.moves(1, CELLS, _DIRECTIONS, ends=(TREASURE,))
 
 
 @register("TreasureLine")
@@ -20,6 +21,7 @@ class TreasureLine(grid.Cells):
     step to the treasure in cell 5, which ends the episode."""
 
     moves, start = _MOVES, 0
+    action_names, keys = grid.names(_DIRECTIONS), grid.keys(_DIRECTIONS)
 
     max_episode_steps: int | None = None
     """Time limit in steps; none unless set."""
