@@ -388,7 +388,7 @@ def test_an_episode_becomes_a_moving_picture(copy, tmp_path, capsys):
         ("--episodes 0", "episodes (--episodes) was 0"),
         ("--episodes -3", "episodes (--episodes) was -3"),
         ("--seed -1", "seed (--seed) was -1"),
-        ("--render episode.mp4", "--render was given episode.mp4; it must name a .gif file"),
+        ("--render episode.webm", "--render was given episode.webm; it must name a .gif or .mp4 file"),
         ("--checkpoint nothing", "there is no checkpoint nothing"),
     ],
 )
@@ -397,6 +397,13 @@ def test_an_evaluation_that_cannot_be_made(trained, capsys, flags, said):
     out, err = capsys.readouterr()
     assert said in err and err.count("\n") == 1 and out == ""
     assert not (trained / "evaluation.json").exists()
+
+
+def test_a_video_without_its_library_is_refused_before_the_episodes(trained, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "av", None)
+    assert main(["evaluate", str(trained), "--render", "episode.mp4"]) == 2
+    out, err = capsys.readouterr()
+    assert "pip install 'treadle[video]'" in err and out == "" and not (trained / "evaluation.json").exists()
 
 
 def test_a_picture_that_cannot_be_written(copy, capsys):

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 
+import av
 import jax
 import numpy as np
 import pytest
 from PIL import Image, ImageColor
 
-from treadle import drawing, registry
+from treadle import drawing, film, registry
 from treadle.drawing import PALETTE, as_image, as_rich, as_text
 from treadle.errors import InvalidSetting, TreadleError
 from treadle.files import replacing
@@ -186,7 +188,7 @@ def test_a_picture_goes_into_a_file_and_the_folder_is_made(tmp_path):
 
 
 def test_an_episode_becomes_a_moving_picture(tmp_path):
-    path = drawing.save_gif([line_world(i) for i in range(6)], tmp_path / "line.gif", 0.25)
+    path = film.save_gif([line_world(i) for i in range(6)], tmp_path / "line.gif", 0.25)
     durations = []
     with Image.open(path) as picture:
         assert getattr(picture, "n_frames", 1) == 6 and picture.info["loop"] == 0 and picture.size == (480, 80)
@@ -204,7 +206,7 @@ def test_a_moving_picture_keeps_every_colour_exactly(tmp_path):
     names = list(PALETTE)
     strips = tuple(box(i + 0.2, 0, 0.6, 1, name) for i, name in enumerate(names))
     scene = Scene((0, 0), (len(names), 1), strips)
-    with Image.open(drawing.save_gif([scene], tmp_path / "colours.gif", 0.1)) as picture:
+    with Image.open(film.save_gif([scene], tmp_path / "colours.gif", 0.1)) as picture:
         frame = picture.convert("RGB")
         assert [pixel(frame, 60 * i + 30, 30) for i in range(8)] == [rgb(name) for name in names]
         assert {pixel(frame, 60 * i + 2, 30) for i in range(8)} == {WHITE}
@@ -212,15 +214,51 @@ def test_a_moving_picture_keeps_every_colour_exactly(tmp_path):
 
 def test_frames_that_come_as_pictures_are_kept_as_they_are(tmp_path):
     frames = [Image.new("RGB", (30, 20), (40 * i, 0, 0)) for i in range(4)]
-    with Image.open(drawing.save_gif(frames, tmp_path / "frames.gif", 0.001)) as picture:
+    with Image.open(film.save_gif(frames, tmp_path / "frames.gif", 0.001)) as picture:
         assert getattr(picture, "n_frames", 1) == 4 and picture.size == (30, 20)
         assert picture.info["duration"] == 20, "the least that is shown as it should be"
+
+
+def video(path) -> tuple[list[np.ndarray], float]:
+    """The frames of a file, and how many there are a second."""
+    with av.open(str(path)) as film:
+        stream = film.streams.video[0]
+        assert stream.codec_context.name == "h264" and stream.pix_fmt == "yuv420p" and stream.average_rate
+        return [frame.to_ndarray(format="rgb24") for frame in film.decode(stream)], float(stream.average_rate)
+
+
+def test_an_episode_becomes_a_video(tmp_path):
+    path = film.save_mp4([line_world(i) for i in range(6)], tmp_path / "line.mp4", 0.25)
+    frames, rate = video(path)
+    assert rate == 4 and len(frames) == 5 + 4, "it rests at its end for a second"
+    for i, frame in enumerate(frames):
+        assert frame.shape == (80, 480, 3)
+        found = frame[40, [40 + 80 * min(i, 5), 10 + 80 * 4, 470]].astype(int)
+        assert np.abs(found - [rgb("agent"), rgb("ground"), rgb("goal")]).max() <= 6
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_video_has_every_colour_and_even_sides(tmp_path):
+    names = list(PALETTE)
+    grey = Image.new("L", (31, 21), 90)
+    assert {frame.shape for frame in video(film.save_mp4([grey], tmp_path / "grey.mp4", 0.02))[0]} == {(22, 32, 3)}
+    strips = tuple(box(i, 0, 1, 1, name) for i, name in enumerate(names))
+    frames, rate = video(film.save_mp4([Scene((0, 0), (8, 1), strips)], tmp_path / "colours.mp4", 0.02))
+    assert rate == len(frames) == 50
+    assert np.abs(frames[-1][30, 30::60].astype(int) - [rgb(name) for name in names]).max() <= 6
+
+
+def test_without_the_library_a_video_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(TreadleError, match=r"needs PyAV, which is not installed: pip install 'treadle\[video\]'"):
+        film.save_mp4([line_world(0)], tmp_path / "line.mp4", 0.1)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(("count", "size"), [(1, (960, 195)), (3, (960, 569)), (30, (960, 440))])
 def test_a_film_strip_shows_the_first_the_last_and_some_between(tmp_path, count, size):
     scenes = [line_world(min(i, 5)) for i in range(count)]
-    with Image.open(drawing.save_strip(scenes, tmp_path / "strip.png")) as strip:
+    with Image.open(film.save_strip(scenes, tmp_path / "strip.png")) as strip:
         assert strip.size == size
         pixels = np.asarray(strip)
     agents = (pixels == rgb("agent")).all(axis=2)
@@ -232,7 +270,12 @@ def test_a_film_strip_shows_the_first_the_last_and_some_between(tmp_path, count,
 
 
 def test_nothing_cannot_be_drawn(tmp_path):
-    for save in (lambda path: drawing.save_gif([], path, 0.1), lambda path: drawing.save_strip([], path)):
+    saves = (
+        lambda path: film.save_gif([], path, 0.1),
+        lambda path: film.save_mp4([], path, 0.1),
+        lambda path: film.save_strip([], path),
+    )
+    for save in saves:
         with pytest.raises(InvalidSetting, match="needs at least one"):
             save(tmp_path / "nothing.gif")
     assert not list(tmp_path.iterdir())
@@ -240,8 +283,8 @@ def test_nothing_cannot_be_drawn(tmp_path):
 
 SAVES = [
     lambda path: drawing.save_png(line_world(0), path),
-    lambda path: drawing.save_gif([line_world(0), line_world(1)], path, 0.1),
-    lambda path: drawing.save_strip([line_world(0)], path),
+    lambda path: film.save_gif([line_world(0), line_world(1)], path, 0.1),
+    lambda path: film.save_strip([line_world(0)], path),
 ]
 
 
@@ -259,6 +302,32 @@ def test_a_drawing_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch, 
     assert list(tmp_path.iterdir()) == [path] and path.read_text() == "the one before"
     with pytest.raises(TreadleError, match="cannot be written"):
         save(path / "inside.gif")
+
+
+def test_a_video_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
+    path = tmp_path / "line.mp4"
+    path.write_text("the one before")
+    pictures = iter([as_image(line_world(0))])
+
+    def full(_):
+        for picture in pictures:
+            return picture
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(film, "as_image", full)
+    with pytest.raises(
+        TreadleError, match=r"the drawing .*line\.mp4 cannot be written: No space left on device\. Give"
+    ):
+        film.save_mp4([line_world(0), line_world(1)], path, 0.1)
+    monkeypatch.undo()
+    assert list(tmp_path.iterdir()) == [path] and path.read_text() == "the one before"
+
+    in_the_way = tmp_path / ".line.mp4.tmp"
+    in_the_way.mkdir()
+    for bad in (path, path / "inside.mp4", in_the_way):
+        with pytest.raises(TreadleError, match=r"mp4.* cannot be written"):
+            film.save_mp4([line_world(0)], bad, 0.1)
+    assert path.read_text() == "the one before" and sorted(tmp_path.iterdir()) == [in_the_way, path]
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):

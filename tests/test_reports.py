@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import av
 import gymnasium
 import jax.numpy as jnp
 import numpy as np
@@ -86,6 +87,8 @@ def test_a_world_with_a_scene_is_drawn_by_it(tmp_path):
         assert getattr(picture, "n_frames", 1) == 4 and picture.size == (480, 120), "the first state and the last too"
     with Image.open(draw(Line(), tmp_path / "line.PNG")) as picture:
         assert picture.format == "PNG" and picture.size[0] == 960
+    with av.open(str(draw(Line(), tmp_path / "line.Mp4"))) as video:
+        assert (video.format.name.split(",")[1], video.streams.video[0].frames) == ("mp4", 3 + 4)
 
 
 def test_an_environment_of_gymnasiums_is_drawn_by_its_own_frames(tmp_path):

@@ -1,5 +1,5 @@
-"""The command line: `treadle train ALGORITHM ENVIRONMENT ...`, `resume`, `evaluate`, `compare`, `plot`, `reproduce`,
-`list`."""
+"""The command line: `treadle train ALGORITHM ENVIRONMENT ...`, `resume`, `evaluate`, `watch`, `compare`, `plot`,
+`reproduce`, `list`."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ COMMANDS = {
     "train": "train an algorithm in an environment: treadle train dqn CartPole-v1 --seeds 8",
     "resume": "go on with a run that was interrupted: treadle resume RUN",
     "evaluate": "greedy episodes of every seed of a run: treadle evaluate RUN --episodes 20",
+    "watch": "watch a run's agents in the browser: treadle watch RUN (or a folder of runs)",
     "plot": "draw a run's learning curve: treadle plot RUN",
     "compare": "set runs side by side, and say whether one is better: treadle compare RUN RUN",
     "reproduce": "make a figure of the literature anew: treadle reproduce cliff-walking (--list shows all)",
@@ -120,7 +121,7 @@ def _train(argv: list[str]) -> None:
     tune_cpu()
     data = None if config.data is None else Dataset.load(config.data)
     trainer = start(configured, Task(environment, wrappers), config, data)
-    watch = _watch(trainer, pace)
+    watch = _terminal(trainer, pace)
     command, label = ["treadle", "train", *argv], preset.name if preset else None
     run = Run.create(algorithm, environment, configured, config, command, label, imports, wrappers)
     if preset:
@@ -178,7 +179,7 @@ def _resume(argv: list[str]) -> None:
             f"{run.folder} is at step {step:,} of {config.total_timesteps:,}, so nothing is left to do. To train it "
             f"further: {run.resume_command} --total-timesteps {2 * step}"
         )
-    watch = _watch(trainer, _pace(options))
+    watch = _terminal(trainer, _pace(options))
     if config.save_data is not None:
         recording.check(run, step)
     command = shlex.join(["treadle", "resume", *argv])
@@ -199,7 +200,7 @@ def _evaluate(argv: list[str]) -> None:
     parser.add_argument("--checkpoint", metavar="FILE", help="another checkpoint than the last")
     parser.add_argument(
         "--render",
-        metavar="FILE.gif|FILE.png",
+        metavar="FILE.gif|FILE.mp4|FILE.png",
         help="also draw one episode of the best seed: a moving picture, or as .png a film strip of it",
     )
     _add_import(parser)
@@ -214,6 +215,24 @@ def _evaluate(argv: list[str]) -> None:
     run = Run.open(options.run)
     checkpoint = Path(options.checkpoint) if options.checkpoint else None
     reports.evaluate(run, options.episodes, options.seed, checkpoint, options.render)
+
+
+def _watch(argv: list[str]) -> None:
+    parser = _parser("watch", "Watch the agents of a run in the browser, and steer: seed, checkpoint, start, keys.")
+    parser.add_argument("path", metavar="RUN|FOLDER", help="a run's folder, or a folder with runs in it")
+    parser.add_argument("--live", action="store_true", help="follow a run that trains: always its newest checkpoint")
+    parser.add_argument("--port", type=int, metavar="N", help="another port than the usual one")
+    parser.add_argument("--host", default="127.0.0.1", metavar="H", help="an address that other machines reach, too")
+    parser.add_argument("--no-browser", action="store_true", help="print the address and open no browser")
+    _add_import(parser)
+    options = parser.parse_args(argv)
+
+    from treadle import window
+    from treadle.loops.execution import tune_cpu
+
+    _import_files(options.imports)
+    tune_cpu()
+    window.watch(options.path, options.live, options.port, options.host, not options.no_browser)
 
 
 def _plot(argv: list[str]) -> None:
@@ -331,7 +350,7 @@ def _pace(options: argparse.Namespace) -> float | None:
     return options.watch_pace if options.watch_pace is not None or not options.watch else 10.0
 
 
-def _watch(trainer: Any, pace: float | None) -> Any:
+def _terminal(trainer: Any, pace: float | None) -> Any:
     """Before a run's folder is touched, because not every environment can be watched."""
     if pace is None:
         return None

@@ -1,4 +1,4 @@
-"""Scenes as text, pictures and moving pictures.
+"""Scenes as text and pictures; `film` makes them move.
 
 A text drawing is one character a cell in grid worlds and Braille in all others: a character holds 2 by 4 dots, and is
 about twice as high as wide, so that the dots are square.
@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool
 
 from treadle import figures
-from treadle.errors import InvalidSetting
 from treadle.files import replacing
 from treadle.scene import Circle, Colour, Label, Line, Point, Polygon, Scene, Shape
 
@@ -52,10 +51,7 @@ _STYLES: dict[Colour, str] = {
 
 FINER = 4
 """Pictures are drawn so many times larger, and reduced: that smooths their edges."""
-LAST_SECONDS = 1.0
-"""How long a moving picture rests at its end."""
-STRIP_PICTURES, STRIP_WIDTH = 8, 960
-_CAPTION, _GAP, _THIN = 22, 8, 1.5
+_THIN = 1.5
 
 
 def as_text(scene: Scene, columns: int = 60, rows: int | None = None) -> str:
@@ -83,7 +79,7 @@ def as_image(scene: Scene, width: int = 480) -> Image:
     """The scene as a picture, `width` pixels wide and as high as its proportions demand."""
     from PIL import Image, ImageDraw
 
-    wide, high = _sides(scene)
+    wide, high = sides(scene)
     scale = width / wide
     height = max(1, round(high * scale))
     picture = Image.new("RGB", (width * FINER, height * FINER), BACKGROUND)
@@ -95,57 +91,13 @@ def as_image(scene: Scene, width: int = 480) -> Image:
 
 def save_png(scene: Scene, path: str | Path, width: int = 480) -> Path:
     """Write the picture of a scene. Raises `TreadleError` where it cannot be written."""
-    return _save(as_image(scene, width), Path(path))
-
-
-def save_gif(pictures: Sequence[Scene | Image], path: str | Path, frame_seconds: float) -> Path:
-    """Write scenes, or pictures of one size, as a moving picture that begins again after a rest at its end.
-
-    The format counts hundredths of a second, and two are the least that is shown as it should be. Raises
-    `TreadleError` where there is nothing to show or the file cannot be written.
-    """
-    _require_some(pictures)
-    seconds = [max(0.02, frame_seconds)] * (len(pictures) - 1) + [LAST_SECONDS]
-    frames = (_few_colours(as_image(p)) if isinstance(p, Scene) else p for p in pictures)
     path = Path(path)
     with replacing(path, "the drawing") as temporary:
-        next(frames).save(
-            temporary,
-            "GIF",
-            save_all=True,
-            append_images=frames,
-            duration=[round(1000 * s) for s in seconds],
-            loop=0,
-            optimize=False,
-        )
+        as_image(scene, width).save(temporary, "PNG")
     return path
 
 
-def save_strip(pictures: Sequence[Scene | Image], path: str | Path) -> Path:
-    """Write a film strip: of the scenes, or pictures of one size, the first, the last and a few evenly spaced between
-    them, each with its number. Raises `TreadleError` where there is nothing to show or the file cannot be written."""
-    from PIL import Image, ImageDraw
-
-    _require_some(pictures)
-    count = min(STRIP_PICTURES, len(pictures))
-    chosen = [round(i * (len(pictures) - 1) / max(count - 1, 1)) for i in range(count)]
-    columns = _strip_columns(count, _proportion(pictures[0]))
-    width = (STRIP_WIDTH - _GAP) // columns - _GAP
-    frames = [_at_width(pictures[number], width) for number in chosen]
-    height = frames[0].height + _CAPTION + _GAP
-    strip = Image.new("RGB", (columns * (width + _GAP) + _GAP, -(-count // columns) * height + _GAP), BACKGROUND)
-    draw = ImageDraw.Draw(strip)
-    for place, (number, frame) in enumerate(zip(chosen, frames, strict=True)):
-        corner = (_GAP + place % columns * (width + _GAP), _GAP + place // columns * height)
-        strip.paste(frame, corner)
-        edge = (corner[0] - 1, corner[1] - 1, corner[0] + frame.width, corner[1] + frame.height)
-        draw.rectangle(edge, outline=figures.GRID)
-        middle = (corner[0] + width / 2, corner[1] + frame.height + _CAPTION / 2)
-        draw.text(middle, f"step {number}", figures.GREY, _font(13), anchor="mm")
-    return _save(strip, Path(path))
-
-
-def _sides(scene: Scene) -> tuple[float, float]:
+def sides(scene: Scene) -> tuple[float, float]:
     """Width and height in the world's units."""
     return scene.high[0] - scene.low[0], scene.high[1] - scene.low[1]
 
@@ -172,7 +124,7 @@ def _paint(draw: ImageDraw, view: _View, shape: Shape, fill: int | str) -> None:
         width = max(shape.width * view.scale, view.thinnest)
         _stroke(draw, [view.at(point) for point in shape.points], width, fill)
     else:
-        draw.text(view.at(shape.at), shape.text, fill, _font(max(1, round(shape.size * view.scale))), anchor="mm")
+        draw.text(view.at(shape.at), shape.text, fill, font(max(1, round(shape.size * view.scale))), anchor="mm")
 
 
 def _disc(draw: ImageDraw, centre: Point, radius: float, fill: int | str) -> None:
@@ -196,7 +148,7 @@ def _stroke(draw: ImageDraw, points: Sequence[Point], width: float, fill: int | 
 
 
 @functools.cache
-def _font(size: int) -> FreeTypeFont:
+def font(size: int) -> FreeTypeFont:
     """Matplotlib's own font, which is there on every machine and has arrows."""
     from matplotlib import get_data_path
     from PIL import ImageFont
@@ -221,7 +173,7 @@ class _Page(NamedTuple):
 def _page(scene: Scene, columns: int, rows: int | None) -> _Page:
     if scene.cells is not None:
         return _cells(scene, *scene.cells)
-    width, height = _sides(scene)
+    width, height = sides(scene)
     scale = min(2 * columns / width, math.inf if rows is None else 4 * rows / height)
     # Rounding must not add a column or a row of which nothing is seen.
     columns, rows = (max(1, math.ceil(x * scale - 1e-6)) for x in (width / 2, height / 4))
@@ -234,7 +186,7 @@ def _page(scene: Scene, columns: int, rows: int | None) -> _Page:
 
 
 def _cells(scene: Scene, columns: int, rows: int) -> _Page:
-    width, height = _sides(scene)
+    width, height = sides(scene)
     page = _Page.blank(columns, rows)
     for shape in scene.shapes:
         if isinstance(shape, Polygon | Circle) and shape.glyph:
@@ -315,61 +267,3 @@ def _put_label(page: _Page, label: Label, view: _View) -> None:
     if 0 <= row < rows:
         for column, character in enumerate(text, first):
             page.put(row, column, character, label.colour)
-
-
-@functools.cache
-def _gif_palette() -> Image:
-    """Every colour, and steps between any two, which smoothed edges need. Common to all frames, it keeps still what
-    stands still."""
-    from PIL import Image, ImageColor
-
-    colours = np.array([ImageColor.getrgb(colour) for colour in (BACKGROUND, *PALETTE.values())])
-    pairs = itertools.combinations(colours, 2)
-    mixed = np.rint([a + (b - a) * part / 6 for a, b in pairs for part in range(1, 6)]).astype(np.int64)
-    # Pillow's search for the nearest is coarse: what is nearly a colour would be taken for it.
-    apart = np.abs(mixed[:, None] - colours).max(axis=2).min(axis=1) >= 12
-    entries: Int[np.ndarray, "N 3"] = np.concatenate([colours, mixed[apart]])
-    picture = Image.new("P", (1, 1))
-    picture.putpalette(entries.ravel().tolist())
-    return picture
-
-
-def _few_colours(picture: Image) -> Image:
-    from PIL import Image
-
-    return picture.quantize(palette=_gif_palette(), dither=Image.Dither.NONE)
-
-
-def _save(picture: Image, path: Path) -> Path:
-    with replacing(path, "the drawing") as temporary:
-        picture.save(temporary, "PNG")
-    return path
-
-
-def _require_some(pictures: Sequence[Scene | Image]) -> None:
-    if not pictures:
-        raise InvalidSetting("a drawing was given no scenes; it needs at least one.")
-
-
-def _proportion(picture: Scene | Image) -> float:
-    """Height in widths."""
-    if isinstance(picture, Scene):
-        width, height = _sides(picture)
-        return height / width
-    return picture.height / picture.width
-
-
-def _at_width(picture: Scene | Image, width: int) -> Image:
-    if isinstance(picture, Scene):
-        return as_image(picture, width)
-    return picture.convert("RGB").resize((width, max(1, round(width * picture.height / picture.width))))
-
-
-def _strip_columns(count: int, proportion: float) -> int:
-    """As many columns as make the strip about one and a half times as wide as high."""
-
-    def unlike(columns: int) -> float:
-        width = STRIP_WIDTH // columns
-        return abs(math.log(STRIP_WIDTH / (-(-count // columns) * (width * proportion + _CAPTION + _GAP)) / 1.5))
-
-    return min(range(1, count + 1), key=unlike)

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from treadle import drawing, figures, metrics, registry, study, tables
+from treadle import figures, film, metrics, registry, study, tables
 from treadle.algorithms.base import Algorithm, require
 from treadle.environments.base import Environment
 from treadle.environments.gymnasium import GymnasiumEnvironments
@@ -39,8 +39,8 @@ def evaluate(
     """
     require(1 <= episodes <= 1_000_000, "episodes", episodes, "between 1 and 1,000,000")
     require(0 <= seed < 2**31, "seed", seed, "between 0 and 2^31 - 1")
-    if render is not None and not render.lower().endswith((".gif", ".png")):
-        raise InvalidSetting(f"--render was given {render}; it must name a .gif file, or a .png file for a film strip.")
+    if render is not None:
+        _require_drawable(render)
     trainer = run.trainer(to_learn=False)
     step = run.restore(trainer, checkpoint)
     # Before the episodes are played, since it may be impossible.
@@ -50,16 +50,17 @@ def evaluate(
     trainer.close()
     world = evaluation_environment(run.task, min(episodes, EVALUATION_ENVIRONMENTS))
     key = purpose(seed_key(seed), "evaluation")
-    scores, cut = [], 0
+    scores, successes, cut = [], [], 0
     for index in range(run.config.seeds):
         policy = jax.tree.map(lambda x, i=index: x[i], policies)
         found = evaluation.evaluate(algorithm, policy, world, episodes, jax.random.fold_in(key, index))
         scores.append(np.asarray(found.returns))
+        successes += [] if found.successes is None else [float(np.mean(found.successes))]
         cut += int(np.sum(found.lengths >= evaluation.STEP_LIMIT)) if world.max_episode_steps is None else 0
     returns = np.stack(scores)
     is_host = isinstance(world, GymnasiumEnvironments)
     where = f"Gymnasium's {world.name}" if is_host else evaluated_as(run.info["environment"])
-    _show_evaluation(run, returns, step, where)
+    _show_evaluation(run, returns, successes, step, where)
     if cut:
         print(
             f"{cut} of {returns.size} episodes were cut after {evaluation.STEP_LIMIT:,} steps: this environment has no "
@@ -75,7 +76,17 @@ def evaluate(
     return returns
 
 
-def _show_evaluation(run: Run, returns: np.ndarray, step: int, where: str) -> None:
+def _require_drawable(render: str) -> None:
+    if not render.lower().endswith((".gif", ".mp4", ".png")):
+        raise InvalidSetting(
+            f"--render was given {render}; it must name a .gif or .mp4 file, or a .png file for a film strip."
+        )
+    if render.lower().endswith(".mp4"):
+        film.require_video()
+
+
+def _show_evaluation(run: Run, returns: np.ndarray, successes: list[float], step: int, where: str) -> None:
+    """`successes` are the share of each seed's episodes that ended in success, in worlds that say so."""
     from rich.console import Console
 
     per_seed = returns.mean(axis=1)
@@ -83,10 +94,14 @@ def _show_evaluation(run: Run, returns: np.ndarray, step: int, where: str) -> No
         {"seed": i, "mean": float(r.mean()), "sd": float(r.std()), "minimum": float(r.min()), "maximum": float(r.max())}
         for i, r in enumerate(returns)
     ]
+    for row, share in zip(rows, successes, strict=bool(successes)):
+        row["success"] = f"{share:.1%}"
     summary = study.summarise(per_seed)
     episodes = "1 greedy episode" if returns.shape[1] == 1 else f"{returns.shape[1]} greedy episodes"
     Console().print(study.table(rows, summary, title=f"{episodes} a seed in {where}"))
     print(summary.sentence())
+    if successes:
+        print(f"Ended in success: {np.mean(successes):.1%} of the episodes, mean of the seeds.")
     content = {
         "environment": where,
         "step": step,
@@ -94,6 +109,7 @@ def _show_evaluation(run: Run, returns: np.ndarray, step: int, where: str) -> No
         "returns": returns.tolist(),
         "per_seed": per_seed.tolist(),
         "summary": summary._asdict(),
+        **({"successes": successes} if successes else {}),
     }
     write_whole(run.folder / "evaluation.json", json.dumps(content, indent=1) + "\n")
 
@@ -101,8 +117,8 @@ def _show_evaluation(run: Run, returns: np.ndarray, step: int, where: str) -> No
 def draw_episode(
     world: Environment | GymnasiumEnvironments, algorithm: Algorithm, policy: PyTree, path: Path, key: Array
 ) -> Path:
-    """One greedy episode as a moving picture (.gif) or a film strip (.png): scenes of a world in JAX, or the frames of
-    Gymnasium's environment, which is closed.
+    """One greedy episode as a moving picture (.gif, .mp4) or a film strip (.png): scenes of a world in JAX, or the
+    frames of Gymnasium's environment, which is closed.
 
     Raises `TreadleError` where it draws no frames, or where the file cannot be written.
     """
@@ -114,8 +130,9 @@ def draw_episode(
         pictures = [fixed.scene(state) for state in states]
         seconds = _frame_seconds(fixed, pictures[0])
     if path.suffix.lower() == ".png":
-        return drawing.save_strip(pictures, path)
-    return drawing.save_gif(pictures, path, seconds)
+        return film.save_strip(pictures, path)
+    save = film.save_mp4 if path.suffix.lower() == ".mp4" else film.save_gif
+    return save(pictures, path, seconds)
 
 
 def _frames(world: GymnasiumEnvironments, algorithm: Algorithm, policy: PyTree, key: Array) -> list[Any]:

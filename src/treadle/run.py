@@ -15,6 +15,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from jaxtyping import PyTree
+
 from treadle import __version__, checkpoint, metrics, recording, records, registry, settings
 from treadle.algorithms.base import Algorithm, require
 from treadle.dataset import Dataset, checksum
@@ -25,7 +27,6 @@ from treadle.files import replacing
 from treadle.loops.choose import LayoutName, LoopName, Trainer, make_offline_trainer, make_trainer
 
 FORMAT = 1
-KEPT_CHECKPOINTS = 2
 CONTENTS = ("run.json", "metrics.jsonl", "evaluation.json", "tensorboard", "checkpoints", "figures", recording.FOLDER)
 """What Treadle puts into a run's folder; replacing a run leaves everything else there."""
 
@@ -51,6 +52,8 @@ class RunConfig:
     """Replace the run in the folder, if there is one, and the file of --save-data."""
     checkpoint_period: int | None = None
     """Environment steps between two checkpoints; every 30 seconds unless given. There is always one at the end."""
+    keep_checkpoints: int = 2
+    """Checkpoints that are kept, the newest; 0 keeps all."""
     save_data: str | None = None
     """A file, such as cartpole.safetensors, for every transition of the run, to be learned from with --data."""
     data: str | None = None
@@ -64,6 +67,7 @@ class RunConfig:
         require(0 <= self.seed <= last, "seed", self.seed, "between 0 and 2^31 - 1")
         period = self.checkpoint_period
         require(period is None or period >= 1, "checkpoint_period", period, "at least 1")
+        require(self.keep_checkpoints >= 0, "keep_checkpoints", self.keep_checkpoints, "at least 0")
         if self.data is not None and self.save_data is not None:
             raise InvalidSetting(
                 "--save-data keeps what a run sees in its environment, and with --data it does not act there. Leave "
@@ -229,13 +233,22 @@ class Run:
         state = trainer.state
         records.check_policy(trainer.algorithm.policy(state.algorithm), step)
         checkpoint.save(path, state, {"kind": "run", "step": step, **about})
-        for old in self.checkpoints()[:-KEPT_CHECKPOINTS]:
+        kept = self.config.keep_checkpoints
+        for old in self.checkpoints()[:-kept] if kept else ():
             with contextlib.suppress(OSError):
                 old.unlink()
         return path
 
     def restore(self, trainer: Trainer, path: Path | None = None) -> int:
-        """Put a checkpoint (the last, unless named) into a trainer; the step at which it was taken.
+        """Put a checkpoint (the last, unless named) into a trainer; the step at which it was taken. Raises what
+        `load` does."""
+        state, step = self.load(trainer.state, path)
+        trainer.restore(state)
+        return step
+
+    def load(self, like: PyTree, path: Path | None = None) -> tuple[Any, int]:
+        """What a checkpoint (the last, unless named) holds, which has the structure, shapes and dtypes of `like`, and
+        the step at which it was taken.
 
         Raises `TreadleError` when there is none, and `CheckpointError` when it is damaged or of something else.
         """
@@ -249,13 +262,12 @@ class Run:
         try:
             described = checkpoint.read_metadata(path)
             self._check_belongs(path, described)
-            state, _ = checkpoint.load(path, trainer.state)
+            state, _ = checkpoint.load(path, like)
         except checkpoint.CheckpointError as error:
             others = [p for p in found if p != path]
             hint = f" An earlier one is at hand: --checkpoint {shlex.quote(str(others[-1]))}" if others else ""
             raise checkpoint.CheckpointError(f"{error}{hint}") from None
-        trainer.restore(state)
-        return int(described["step"])
+        return state, int(described["step"])
 
     def _check_belongs(self, path: Path, described: dict[str, Any]) -> None:
         if described.get("kind") != "run":
@@ -380,6 +392,7 @@ def _read_info(folder: Path) -> dict[str, Any] | None:
     for name, kind in _INFO.items():
         if not isinstance(info.get(name), kind):
             raise _damaged(folder, f"'{name}' is {info.get(name)!r}")
+    info["config"] = _ADDED | info["config"]
     known = {f.name: f for f in dataclasses.fields(RunConfig)}
     for name in known | info["config"]:
         value = info["config"].get(name)
@@ -401,6 +414,8 @@ def _wrappers(info: dict[str, Any]) -> dict[str, Any]:
     return settings.describe(Wrappers()) | info.get("wrappers", {})
 
 
+_ADDED = {"keep_checkpoints": RunConfig.keep_checkpoints}
+"""What the configuration of a run says nothing of that is from before there was such a setting."""
 _INFO = {"algorithm": str, "environment": str, "settings": dict, "config": dict, "imports": list, "resumed": list} | {
     "versions": dict,
     "wall_seconds": (int, float),
