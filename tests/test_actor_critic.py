@@ -44,6 +44,7 @@ def make(**changes) -> ActorCritic:
     return as_float32(ActorCritic(**{**settings, **changes}).prepared())
 
 
+@jax.jit
 def learn(algorithm, rollout) -> Any:
     state = algorithm.init(jax.random.key(0), SPEC)
     return algorithm.update(state, rollout, jax.random.key(1))
@@ -77,10 +78,11 @@ def rlax() -> ModuleType:
 def test_the_gradient_is_that_of_rlax(rlax):
     """Of four environments side by side, one of which does not count."""
     algorithm = as_float32(ActorCritic(hidden_sizes=(5,), num_envs=4, gamma=0.9, entropy_coefficient=0.1))
-    state = algorithm.init(jax.random.key(0), dataclasses.replace(SPEC, num_envs=4))
+    spec = dataclasses.replace(SPEC, num_envs=4)
+    state = jax.jit(lambda key: algorithm.init(key, spec))(jax.random.key(0))
     side_by_side = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), ROLLOUT)
     valid = jnp.array([[True, True, False, True]])
-    gradients, metrics = algorithm.gradients(state, side_by_side._replace(valid=valid), jax.random.key(1))
+    gradients, metrics = jax.jit(algorithm.gradients)(state, side_by_side._replace(valid=valid), jax.random.key(1))
     t = jax.tree.map(lambda x: x[valid[0], 0], ROLLOUT)
 
     def loss(networks):
@@ -91,7 +93,7 @@ def test_the_gradient_is_that_of_rlax(rlax):
         policy_loss = rlax.policy_gradient_loss(logits, t.action, errors, weights)
         return policy_loss + 0.1 * rlax.entropy_loss(logits, weights) + 0.5 * jnp.mean(errors**2)
 
-    expected, by = jax.value_and_grad(loss)(state.networks)
+    expected, by = jax.jit(jax.value_and_grad(loss))(state.networks)
     for a, b in zip(jax.tree.leaves(gradients), jax.tree.leaves(by), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
     np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-5)
@@ -131,9 +133,13 @@ def train(algorithm, world, updates):
     return _compiled(as_float32(algorithm), as_float32(world), seed_key(0), updates)[0].algorithm
 
 
+@jax.jit
+def _greedy(algorithm, state, obs):
+    return algorithm.act(state, (), obs, jax.random.key(0), explore=False)[0]
+
+
 def greedy(algorithm, state, obs):
-    action, _, _ = algorithm.act(state, (), jnp.asarray(obs, jnp.float32), jax.random.key(0), explore=False)
-    return np.asarray(action)
+    return np.asarray(_greedy(as_float32(algorithm), state, np.float32(obs)))
 
 
 @pytest.mark.parametrize("probe", PROBES, ids=lambda probe: probe.name)

@@ -21,6 +21,8 @@ from treadle.loops.seeding import seed_key
 from treadle.registry import as_tree
 from treadle.run import Run, RunConfig
 
+pytestmark = pytest.mark.least_optimised
+
 SMALL = treadle.preset("dqn", "CartPole-v1", "tutorial").make(
     capacity=200,
     batch_size=8,

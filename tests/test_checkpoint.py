@@ -29,6 +29,8 @@ from hypothesis.extra import numpy as hnp
 from treadle import checkpoint
 from treadle.checkpoint import CheckpointError, load, read_metadata, save
 
+pytestmark = pytest.mark.least_optimised
+
 
 class Pair(NamedTuple):
     left: Any

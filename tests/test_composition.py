@@ -87,15 +87,19 @@ def trained(run: tuple[Any, ...], data: Dataset) -> Any:
     return trainer
 
 
+@jax.jit
+def _action_values(networks: Any, obs: Any) -> Any:
+    """Of each seed's network `[S, N, A]`."""
+    return jax.vmap(lambda network: jax.vmap(network)(obs))(networks)
+
+
 @pytest.mark.parametrize("run", RUNS, ids=[str(number) for number in range(1, 1 + len(RUNS))])
 def test_options_that_are_set_together_learn_together(run, data):
     """The values of n-step returns are those of the policy that acts, which is random half of the time; what is best
     stays best, and no value may exceed the best policy's."""
     trainer = trained(run, data)
     obs, values = CORRIDOR.values(PROBING.gamma)
-    for seed in range(trainer.num_seeds):
-        state = jax.tree.map(lambda x, seed=seed: x[seed], trainer.state.algorithm)
-        q = np.asarray(jax.vmap(state.network)(jnp.asarray(obs, jnp.float32)))
+    for q in np.asarray(_action_values(trainer.state.algorithm.network, jnp.asarray(obs, jnp.float32))):
         np.testing.assert_array_equal(q.argmax(axis=1), values.argmax(axis=1))
         assert (q < values + 0.12).all()
         if not any("returns" in option.name for option in run):

@@ -51,9 +51,13 @@ def _train(algorithm, world, updates, seed=0):
     return _compiled(as_float32(algorithm.prepared()), as_float32(world), seed_key(seed), updates)
 
 
+@jax.jit
+def _act_greedily(algorithm: DDPG, state: Any, obs: Any) -> Array:
+    return algorithm.act(algorithm.policy(state), (), obs, jax.random.key(0), explore=False)[0]
+
+
 def _greedy(algorithm: DDPG, state: Any, obs: Any) -> np.ndarray:
-    policy = algorithm.policy(state)
-    return np.asarray(algorithm.act(policy, (), jnp.asarray(obs, jnp.float32), jax.random.key(0), explore=False)[0])
+    return np.asarray(_act_greedily(as_float32(algorithm), state, np.float32(obs)))
 
 
 # What it learns
@@ -184,12 +188,12 @@ def _spec(world: Any = None, algorithm: Any = TINY, **changes: Any):
 
 
 def _batch(count: int = 4) -> Transition:
+    rng = np.random.default_rng(0)
     obs, action, next_obs, reward = (
-        jax.random.normal(jax.random.key(i), shape)
-        for i, shape in enumerate([(count, 3), (count, 1), (count, 3), (count,)])
+        jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in [(count, 3), (count, 1), (count, 3), (count,)]
     )
-    terminated = jnp.arange(count) % 2 == 0
-    return Transition(obs, jnp.tanh(action), reward, next_obs, terminated, ~terminated)
+    terminated = np.arange(count) % 2 == 0
+    return Transition(obs, np.tanh(action), reward, next_obs, terminated, ~terminated)
 
 
 def _forward(network: Any, inputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -218,7 +222,7 @@ def test_the_gradient_of_the_values_worked_in_numpy(begun, rlax):
     (policy, value), batch = begun.learned.targets, _batch()
     targets = Networks(_unlike_zero(policy, 0), _unlike_zero(value, 1))
     online = _unlike_zero(begun.learned.networks.value, 2)
-    gradient, of_targets = jax.grad(TINY.value_loss, argnums=(0, 1))(online, targets, batch)
+    gradient, of_targets = jax.jit(jax.grad(TINY.value_loss, argnums=(0, 1)))(online, targets, batch)
 
     next_obs, inputs = np.asarray(batch.next_obs), np.concatenate([batch.obs, batch.action], axis=1)
     next_action = np.tanh(_forward(targets.policy, next_obs)[1])
@@ -226,7 +230,7 @@ def test_the_gradient_of_the_values_worked_in_numpy(begun, rlax):
     hidden, q = _forward(online, inputs)
     discount = np.where(batch.terminated, 0.0, 0.9)
     errors = np.asarray(batch.reward) + discount * q_next - q[:, 0]
-    with_rlax = jax.vmap(rlax.td_learning)(q[:, 0], batch.reward, jnp.asarray(discount), q_next)
+    with_rlax = jax.jit(jax.vmap(rlax.td_learning))(q[:, 0], batch.reward, jnp.asarray(discount), q_next)
     np.testing.assert_allclose(errors, with_rlax, rtol=1e-4)
 
     of_q = (-2 * errors / len(errors))[:, None]
@@ -240,7 +244,7 @@ def test_the_gradient_of_the_values_worked_in_numpy(begun, rlax):
 def test_the_policy_gradient_worked_in_numpy_and_by_rlax(begun, rlax):
     policy, value = (_unlike_zero(network, i) for i, network in enumerate(begun.learned.networks))
     obs = _batch().obs
-    loss, gradient = jax.value_and_grad(TINY.policy_loss)(policy, value, obs)
+    loss, gradient = jax.jit(jax.value_and_grad(TINY.policy_loss))(policy, value, obs)
 
     hidden, out = _forward(policy, np.asarray(obs))
     action = np.tanh(out)
@@ -257,7 +261,7 @@ def test_the_policy_gradient_worked_in_numpy_and_by_rlax(begun, rlax):
     def loss_of_rlax(policy):
         return jnp.mean(jax.vmap(rlax.dpg_loss)(jax.vmap(policy)(obs), jnp.asarray(of_action, jnp.float32)))
 
-    np.testing.assert_allclose(gradient.vector, jax.grad(loss_of_rlax)(policy).vector, rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose(gradient.vector, jax.jit(jax.grad(loss_of_rlax))(policy).vector, rtol=1e-3, atol=1e-6)
 
 
 def test_a_gradient_step_is_of_the_values_then_of_the_policy_then_of_the_targets(begun):
@@ -269,11 +273,11 @@ def test_a_gradient_step_is_of_the_values_then_of_the_policy_then_of_the_targets
     before = before._replace(
         opt_states=jax.jit(lambda key: algorithm.init(key, _spec()))(seed_key(0)).learned.opt_states
     )
-    after, _ = algorithm.gradient_step(before, batch, 0.1)
-    of_value = jax.grad(algorithm.value_loss)(before.networks.value, before.targets, batch)
+    after, _ = jax.jit(algorithm.gradient_step)(before, batch, 0.1)
+    of_value = jax.jit(jax.grad(algorithm.value_loss))(before.networks.value, before.targets, batch)
     value = before.networks.value.vector - 0.5 * of_value.vector
     np.testing.assert_allclose(after.networks.value.vector, value, rtol=1e-5)
-    of_policy = jax.grad(algorithm.policy_loss)(before.networks.policy, after.networks.value, batch.obs)
+    of_policy = jax.jit(jax.grad(algorithm.policy_loss))(before.networks.policy, after.networks.value, batch.obs)
     policy = before.networks.policy.vector - 0.1 * of_policy.vector
     np.testing.assert_allclose(after.networks.policy.vector, policy, rtol=1e-5)
     for target, old, network in zip(after.targets, before.targets, after.networks, strict=True):
@@ -283,10 +287,12 @@ def test_a_gradient_step_is_of_the_values_then_of_the_policy_then_of_the_targets
 def _rollout(algorithm: DDPG, steps: int = 1, key: int = 0) -> Transition:
     """Random rows `[T, B]` of the pendulum."""
     shape, space = (steps, algorithm.num_envs), Pendulum().action_space
-    obs = jax.random.normal(jax.random.key(key), (*shape, 3))
-    flags = jnp.zeros(shape, jnp.bool_)
-    action = space.sample(jax.random.key(key + 1), shape)
-    return Transition(obs, action, jnp.ones(shape), obs, flags, flags)
+    rng = np.random.default_rng(key)
+    obs: Any = np.float32(rng.normal(size=(*shape, 3)))
+    flags: Any = np.zeros(shape, np.bool_)
+    action: Any = np.float32(rng.uniform(space.low, space.high, (*shape, 1)))
+    reward: Any = np.ones(shape, np.float32)
+    return Transition(obs, action, reward, obs, flags, flags)
 
 
 @jax.jit
@@ -344,11 +350,16 @@ def test_hard_copies_come_on_time_each_at_its_own_period(num_envs, steps):
 # Noise
 
 
+@jax.jit
+def _act(algorithm, state, carry, obs, key):
+    return algorithm.act(state, carry, obs, key)
+
+
 def _explored(algorithm: DDPG, state: DDPGState, count: int = 4_000) -> tuple[np.ndarray, np.ndarray]:
     """Actions at one observation with exploration and without, in units of half the width, which is 2."""
     obs = jnp.tile(jnp.array([0.3, 0.4, -0.5]), (count, 1))
     carry = algorithm.init_carry(_spec(num_envs=count))
-    noisy, _, _ = algorithm.act(state, carry, obs, jax.random.key(0))
+    noisy, _, _ = _act(algorithm, state, carry, obs, jax.random.key(0))
     assert np.all(np.abs(noisy) <= 2.0)
     return np.asarray(noisy)[:, 0] / 2, _greedy(algorithm, state, obs)[:, 0] / 2
 

@@ -12,6 +12,8 @@ import scipy.stats
 
 from treadle.distributions import Categorical, Gaussian
 
+pytestmark = pytest.mark.least_optimised
+
 RNG = np.random.default_rng(0)
 LOGITS, OTHER_LOGITS = RNG.normal(size=(2, 5, 4)).astype(np.float32) * 2
 MEANS, OTHER_MEANS = RNG.normal(size=(2, 5, 3)).astype(np.float32)

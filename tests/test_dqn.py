@@ -166,9 +166,9 @@ def test_nothing_aliases_the_target_and_it_gets_no_gradient():
     state = algorithm.init(seed_key(0), _spec())
     assert state.target_network.vector is not state.network.vector
     assert state.target_network.vector.unsafe_buffer_pointer() != state.network.vector.unsafe_buffer_pointer()
-    memory = algorithm.memory.add(state.memory, _rollout(40)._replace(extras=()))
-    batch = algorithm.memory.sample(memory, jax.random.key(0))
-    loss = jax.grad(algorithm.batch_loss, argnums=1, has_aux=True)
+    memory = jax.jit(algorithm.memory.add)(state.memory, _rollout(40)._replace(extras=()))
+    batch = jax.jit(algorithm.memory.sample)(memory, jax.random.key(0))
+    loss = jax.jit(jax.grad(algorithm.batch_loss, argnums=1, has_aux=True))
     gradient, _ = loss(state.network, state.target_network, batch)
     assert not gradient.vector.any()
     sizes = [leaf.size for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim]

@@ -11,6 +11,8 @@ import pytest
 
 from treadle.episodes import EpisodeBuffer
 
+pytestmark = pytest.mark.least_optimised
+
 LENGTH, BATCH, STEPS = 5, 3, 40
 
 

@@ -21,6 +21,8 @@ from treadle.registry import as_float32, as_tree
 from treadle.spaces import Box, Discrete
 from treadle.types import Step
 
+pytestmark = pytest.mark.least_optimised
+
 MODES: Any = ("same_step", "next_step", "disabled")
 SMALL = DQN(
     num_envs=2,

@@ -21,6 +21,8 @@ from treadle.errors import TreadleError
 from treadle.exact import Transitions
 from treadle.registry import as_float32
 
+pytestmark = pytest.mark.least_optimised
+
 
 def always(action: int, transitions: Transitions) -> np.ndarray:
     """The policy that takes one action everywhere."""

@@ -12,6 +12,8 @@ import pytest
 from treadle.exploration import epsilon_greedy
 from treadle.schedules import exponential, linear
 
+pytestmark = pytest.mark.least_optimised
+
 ROWS, ACTIONS = 20_000, 4
 
 

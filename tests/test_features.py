@@ -24,6 +24,8 @@ from treadle.registry import as_float32, as_tree
 from treadle.spaces import Box, Discrete
 from treadle.types import space_spec
 
+pytestmark = pytest.mark.least_optimised
+
 
 def active(features: Any, *obs: float) -> list[int]:
     """Where the features of an observation are not zero."""

@@ -64,7 +64,7 @@ def test_a_chunked_run_is_the_run():
     np.testing.assert_array_equal(record.episodes.lengths[:CHUNK], first.episodes.lengths)
 
 
-@pytest.mark.parametrize("layout", ["map", "vmap"])
+@pytest.mark.parametrize("layout", ["map", pytest.param("vmap", marks=pytest.mark.least_optimised)])
 def test_seeds_over_devices_equal_single_seeds(layout):
     """Three seeds on two devices: the padding shows nowhere."""
     algorithm, world = as_float32(SMALL), as_float32(CartPole())
@@ -90,6 +90,7 @@ def test_restoring_a_state_goes_on_exactly():
     _equal(through.state, resumed.state)
 
 
+@pytest.mark.least_optimised
 def test_a_changed_float_option_compiles_nothing_anew():
     world = as_float32(CartPole())
     compiled = seeds._compiled_advance(seed_mesh(1), "map")
@@ -125,6 +126,7 @@ def test_side_by_side_no_branch_copies_the_replay_memory():
     assert not [line for line in text.splitlines() if re.search(rf"= {re.escape(memory)}\S* select\(", line)]
 
 
+@pytest.mark.least_optimised
 def test_the_rollout_keeps_the_true_successor_and_both_kinds_of_end():
     """Always pushing right: the pole falls (terminated) where the limit is far, and time is up where it is near."""
 
@@ -157,6 +159,7 @@ def test_the_rollout_keeps_the_true_successor_and_both_kinds_of_end():
     assert rollout.terminated.any() and not rollout.truncated.any()
 
 
+@pytest.mark.least_optimised
 def test_a_reset_really_resets_and_seeds_share_no_stream():
     trainer = FusedSeeds(as_float32(SMALL), as_float32(CartPole(max_episode_steps=3)), 400, num_seeds=2)
     first = np.asarray(trainer.state.actor.obs)

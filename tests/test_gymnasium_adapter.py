@@ -16,6 +16,8 @@ from treadle.environments.gymnasium import GymnasiumEnvironments, counterpart, k
 from treadle.errors import InvalidSetting, TreadleError, UnknownName, UnsupportedSpace
 from treadle.spaces import Box, Discrete
 
+pytestmark = pytest.mark.least_optimised
+
 COUNTER = "treadle-tests/Counter-v0"
 
 

@@ -115,6 +115,7 @@ def finished(record: Any, env: int) -> list[tuple[float, int]]:
     return [(float(r), int(n)) for r, n in zip(returns, lengths, strict=True) if n]
 
 
+@pytest.mark.least_optimised
 @pytest.mark.parametrize(
     ("environment", "algorithm"),
     [("CartPole-v1", LINEAR), ("FrozenLake-v1", LINEAR), ("Acrobot-v1", LINEAR), (WALK, SMALL), (walk, SMALL)],
@@ -144,6 +145,7 @@ def test_it_learns_in_any_environment(environment, algorithm):
     trainer.close()
 
 
+@pytest.mark.least_optimised
 @pytest.mark.parametrize("mode", list(gymnasium.vector.AutoresetMode), ids=lambda mode: mode.value)
 def test_it_learns_in_a_vector_environment_that_is_made_already(mode):
     trainer = make_trainer(SMALL, gymnasium.vector.SyncVectorEnv([walk, walk], autoreset_mode=mode), 80)
@@ -166,6 +168,7 @@ def test_seeds_do_not_share_an_environment_that_is_made_already():
         make_trainer(SMALL, gymnasium.vector.SyncVectorEnv([walk, walk]), 100, num_seeds=2)
 
 
+@pytest.mark.least_optimised
 def test_all_three_modes_give_the_same_learning_data():
     """Memory, episodes and counts, end to end; a step in which an environment only resets leaves no trace."""
     data, episodes = {}, {}
@@ -292,6 +295,7 @@ def test_seeds_are_single_seeds():
     assert trainer.policies().network.vector.shape == vectors.shape
 
 
+@pytest.mark.least_optimised
 def test_a_restored_run_goes_on_with_new_episodes(tmp_path):
     """Parameters, memory, schedules and counters continue through a checkpoint; only the episodes begin anew."""
     through = trainer_of(num_seeds=2)
@@ -321,6 +325,7 @@ def test_a_restored_run_goes_on_with_new_episodes(tmp_path):
         assert episodes and all(r == n * (n + 1) / 2 for r, n in episodes), "nothing of the old episodes counts"
 
 
+@pytest.mark.least_optimised
 def test_what_an_environment_raises_passes_through():
     opened = []
 
@@ -336,6 +341,7 @@ def test_what_an_environment_raises_passes_through():
     assert len(opened) == 2 and all(env.unwrapped.closed for env in opened)
 
 
+@pytest.mark.least_optimised
 def test_a_reward_that_is_no_number_is_named():
     """The second seed meets a NaN in its 21st step, and a batch that holds it makes the loss NaN."""
     opened = []
@@ -401,6 +407,7 @@ class WalkInJAX:
         return obs, Step(obs, obs[1], obs[1] >= obs[2])
 
 
+@pytest.mark.least_optimised
 @pytest.mark.parametrize("mode", [*MODES, "fused"])
 def test_what_acting_carries_is_cleared_where_an_episode_ends(mode):
     algorithm = StepCounter()
@@ -416,6 +423,7 @@ def test_what_acting_carries_is_cleared_where_an_episode_ends(mode):
     assert seen == 120 if mode != "next_step" else 60 < seen < 120
 
 
+@pytest.mark.least_optimised
 @pytest.mark.parametrize("name", ["td-lambda", "lambda-return"])
 def test_what_episodes_have_left_goes_when_a_resumed_run_begins_others(name):
     """A gymnasium environment cannot be put back into the middle of an episode; what waited for its end must go."""

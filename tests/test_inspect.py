@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,7 +19,7 @@ from treadle.registry import as_float32
 pytestmark = pytest.mark.least_optimised
 
 
-def inspected(algorithm, name):
+def inspected(algorithm: Any, name: str) -> tuple[Any, Any, Any]:
     """The state of a fresh learner, its first observation, and what it says of it."""
     algorithm, world = as_float32(algorithm), as_float32(registry.environments.make(name))
     state = algorithm.init(jax.random.key(0), make_spec(algorithm, world, 100))
@@ -52,12 +54,11 @@ def test_continuous_actions_are_told_in_their_own_units():
     """A deviation of 1 is half of the width of [-2, 2]."""
     state, obs, found = inspected(PPO(hidden_sizes=(8,)), "Pendulum-v1")
     np.testing.assert_allclose(found["std"], [2.0], rtol=1e-6)
-    learner = state if hasattr(state, "networks") else state.learner
-    np.testing.assert_allclose(found["mean"], 2.0 * learner.networks.policy(obs).mean, atol=1e-6)
+    np.testing.assert_allclose(found["mean"], 2.0 * state.learner.networks.policy(obs).mean, atol=1e-6)
 
 
 def test_of_a_deterministic_policy_the_value_is_that_of_its_action():
-    algorithm = DDPG(hidden_sizes=(8,), normalise_observations=True)
+    algorithm: Any = DDPG(hidden_sizes=(8,), normalise_observations=True)
     state, obs, found = inspected(algorithm, "Pendulum-v1")
     state = state._replace(observations=state.observations.after(jnp.full((9, 3), 5.0), None))
     found = algorithm.inspect(state, obs)

@@ -17,6 +17,8 @@ from treadle.loops.execution import compiler_options
 from treadle.memory import MemoryState, UniformMemory
 from treadle.types import Counter, Transition
 
+pytestmark = pytest.mark.least_optimised
+
 FORMS = [
     (1, 1, 1),
     (1, 2, 3),
@@ -212,6 +214,7 @@ def test_seeds_that_share_their_counters_keep_their_own_transitions():
     assert (samples[0] < 100).all() and (samples[1] > 100).all()
 
 
+@pytest.mark.least_optimised(False)
 @pytest.mark.parametrize(("steps", "envs", "masked"), [(1, 1, False), (2, 3, False), (2, 3, True)])
 def test_a_donated_memory_is_updated_in_place(steps, envs, masked):
     """Nothing in the compiled loop copies the rows: a step must not cost what the memory weighs."""

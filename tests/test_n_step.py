@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -28,15 +28,16 @@ def stream(seed: int) -> Transition:
     rng = np.random.default_rng(seed)
     ends = rng.choice(3, size=(LENGTH, ENVS), p=[0.7, 0.15, 0.15])
     obs = np.arange(LENGTH)[:, None] + 1_000.0 * np.arange(ENVS)
-    return Transition(
-        obs=jnp.asarray(obs[..., None], jnp.float32),
-        action=jnp.asarray(rng.integers(2, size=obs.shape), jnp.int32),
-        reward=jnp.asarray(rng.integers(1, 9, size=obs.shape), jnp.float32),
-        next_obs=jnp.asarray(obs[..., None] + 0.5, jnp.float32),
-        terminated=jnp.asarray(ends == 1),
-        truncated=jnp.asarray(ends == 2),
-        extras=jnp.zeros(obs.shape),
-    )
+    rows: dict[str, Any] = {
+        "obs": np.float32(obs[..., None]),
+        "action": np.int32(rng.integers(2, size=obs.shape)),
+        "reward": np.float32(rng.integers(1, 9, size=obs.shape)),
+        "next_obs": np.float32(obs[..., None] + 0.5),
+        "terminated": ends == 1,
+        "truncated": ends == 2,
+        "extras": np.zeros(obs.shape, np.float32),
+    }
+    return Transition(**rows)
 
 
 def expected(rows: Transition, n: int, begins: tuple[int, ...] = ()) -> list[tuple[float, ...]]:
@@ -60,7 +61,8 @@ def expected(rows: Transition, n: int, begins: tuple[int, ...] = ()) -> list[tup
 
 def stored(algorithm: DQN, rows: Transition, begins: tuple[int, ...] = ()) -> list[tuple[float, ...]]:
     """The same from the memory after the stream was given in rollouts, oldest first."""
-    state = algorithm.init(jax.random.key(0), space_spec(Box(-1.0, 1.0, (1,)), Discrete(2), ENVS, 1_000))
+    spec = space_spec(Box(-1.0, 1.0, (1,)), Discrete(2), ENVS, 1_000)
+    state = jax.jit(lambda key: algorithm.init(key, spec))(jax.random.key(0))
     update = jax.jit(algorithm.update)
     for start in range(0, LENGTH, algorithm.num_steps):
         if start in begins:
@@ -69,7 +71,7 @@ def stored(algorithm: DQN, rows: Transition, begins: tuple[int, ...] = ()) -> li
         state, _ = update(state, rollout, jax.random.key(start))
     memory, size = state.memory, int(state.memory.size.value)
     first = int(memory.position.value) if size == algorithm.capacity else 0
-    items = algorithm.memory.items(memory, (first + jnp.arange(size)) % algorithm.capacity)
+    items = jax.device_get(jax.jit(algorithm.memory.items)(memory, (first + np.arange(size)) % algorithm.capacity))
     columns = (items.obs[:, 0], items.reward, items.next_obs[:, 0], items.extras)
     return [tuple(map(float, row)) for row in zip(*columns, strict=True)]
 

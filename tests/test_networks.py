@@ -19,6 +19,8 @@ from treadle.errors import InvalidSetting
 from treadle.networks import MLP, Features, Linear, QNetwork, Raveled, orthogonal, ravel
 from treadle.spaces import Box, Discrete
 
+pytestmark = pytest.mark.least_optimised
+
 
 @pytest.mark.parametrize("shape", [(40, 7), (7, 40), (33, 33), (1, 1)], ids=str)
 @pytest.mark.parametrize("scale", [1.0, 0.01, math.sqrt(2)])

@@ -10,6 +10,8 @@ import pytest
 from treadle.normalise import Moments, RewardScale
 from treadle.types import Transition
 
+pytestmark = pytest.mark.least_optimised
+
 RNG = np.random.default_rng(0)
 EXAMPLES = (RNG.normal(size=(60, 3)) * [1.0, 5.0, 0.1] + [0.0, 100.0, -3.0]).astype(np.float32)
 

@@ -12,6 +12,8 @@ import pytest
 
 from treadle import optimise
 
+pytestmark = pytest.mark.least_optimised
+
 # As one vector the gradient is (3, 0, 4), of norm 5.
 GRADIENTS: dict[str, Any] = {"weight": jnp.array([[3.0, 0.0]]), "bias": jnp.array([4.0])}
 PARAMETERS: dict[str, Any] = {"weight": jnp.array([[10.0, 20.0]]), "bias": jnp.array([30.0])}

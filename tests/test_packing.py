@@ -15,6 +15,8 @@ from treadle import hoist, packing
 from treadle.packing import SMALL, Packing
 from treadle.types import Counter
 
+pytestmark = pytest.mark.least_optimised
+
 SHAPES: dict[str, tuple[type, tuple[int, ...]]] = {
     "number": (np.float32, ()),
     "matrix": (np.float32, (3, 4)),

@@ -14,6 +14,7 @@ from tiny import ROLLOUT, SPEC, LinearValue, TablePolicy, column
 from treadle.algorithms.ppo import PPO, Batch, permutation
 from treadle.distributions import Categorical
 from treadle.errors import InvalidSetting
+from treadle.registry import as_float32
 
 pytestmark = pytest.mark.least_optimised
 
@@ -38,8 +39,13 @@ def make(**changes) -> PPO:
     return PPO(**{**SETTINGS, **own, **changes}).prepared()
 
 
+@jax.jit
+def _updated(algorithm, rollout):
+    return algorithm.update(algorithm.init(jax.random.key(0), SPEC), rollout, KEY)
+
+
 def updated(algorithm: PPO, rollout=ROLLOUT):
-    return jax.jit(algorithm.update)(algorithm.init(jax.random.key(0), SPEC), rollout, KEY)
+    return _updated(as_float32(algorithm), rollout)
 
 
 def test_advantages_stop_at_the_time_limit_inside_the_rollout_and_bootstrap_there():
@@ -65,9 +71,14 @@ def batch() -> Batch:
     return Batch(obs, action, old, old_log_prob, jnp.asarray(v), jnp.asarray(advantage), jnp.asarray(v + error), None)
 
 
-def gradient(algorithm: PPO, batch: Batch, **weights):
+@jax.jit
+def _gradient(algorithm, batch, clip, kl):
     networks = algorithm.init(jax.random.key(0), SPEC).learner.networks
-    return algorithm.minibatch_gradients(networks, batch, weights.get("clip", 0.2), weights.get("kl", 0.0))
+    return algorithm.minibatch_gradients(networks, batch, clip, kl)
+
+
+def gradient(algorithm: PPO, batch: Batch, **weights):
+    return _gradient(as_float32(algorithm), batch, weights.get("clip", 0.2), weights.get("kl", 0.0))
 
 
 def test_the_clipped_objective_and_its_gradient_are_rlaxs(batch):
@@ -80,7 +91,7 @@ def test_the_clipped_objective_and_its_gradient_are_rlaxs(batch):
         return rlax.clipped_surrogate_pg_loss(jnp.exp(log_prob - batch.old_log_prob), batch.advantage, 0.2)
 
     ours, told = gradient(make(value_coefficient=0.0), batch)
-    loss, expected = jax.value_and_grad(theirs)(LOGITS)
+    loss, expected = jax.jit(jax.value_and_grad(theirs))(LOGITS)
     np.testing.assert_allclose(told["policy_loss"], loss, rtol=1e-5)
     np.testing.assert_allclose(ours.policy.vector, expected, rtol=1e-4, atol=1e-6)
     assert 0.2 < told["clipped"] < 0.9, "the clip must matter in this test"

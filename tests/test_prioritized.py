@@ -21,6 +21,8 @@ from treadle.memory import MemoryState
 from treadle.prioritized import Nodes, PrioritizedMemory, PrioritizedState, Tree
 from treadle.types import Counter, Transition
 
+pytestmark = pytest.mark.least_optimised
+
 NOTHING: Any = ()
 NUMBER: Any = Transition(jnp.zeros((), jnp.int32), *[NOTHING] * 5)
 """A transition that is nothing but its own number, so that programs for many forms compile in a moment."""
@@ -447,6 +449,7 @@ def test_seeds_share_their_counters_but_not_their_priorities():
     assert (states.sums.values[0, :4] != states.sums.values[1, :4]).all()
 
 
+@pytest.mark.least_optimised(False)
 @pytest.mark.parametrize("over", ["batch", "memory"])
 @pytest.mark.parametrize("in_a_branch", [False, True])
 def test_a_donated_memory_is_updated_in_place(over, in_a_branch):

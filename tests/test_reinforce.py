@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import warnings
 from types import ModuleType
 
@@ -55,6 +56,7 @@ def make(**changes) -> Reinforce:
     return as_float32(Reinforce(**{**SETTINGS, **own, **changes}).prepared())
 
 
+@functools.partial(jax.jit, static_argnames="num_envs")
 def begin(algorithm, num_envs=1):
     return algorithm.init(jax.random.key(0), dataclasses.replace(SPEC, num_envs=num_envs))
 
@@ -186,8 +188,8 @@ def test_in_chunks_the_gradient_is_that_of_the_whole_episode(length, normalise, 
     before = begin(algorithm)
     state, metrics = play(algorithm, before, rollout)
 
-    t = jax.tree.map(lambda x: x[:, 0], rollout)
-    t = jax.tree.map(lambda x: x[np.asarray(t.valid)], t)
+    t = jax.tree.map(lambda x: np.asarray(x)[:, 0], rollout)
+    t = jax.tree.map(lambda x: jnp.asarray(x[t.valid]), t)
     networks = before.learner.networks
     assert networks.value is not None
     returns, future = [], float(networks.value(t.next_obs[-1]))
@@ -206,7 +208,7 @@ def test_in_chunks_the_gradient_is_that_of_the_whole_episode(length, normalise, 
         policy_loss = rlax.policy_gradient_loss(logits, t.action, advantage, weights)
         return policy_loss + 0.1 * rlax.entropy_loss(logits, weights) + 0.5 * jnp.mean((returns - v) ** 2)
 
-    expected, gradient = jax.value_and_grad(loss)(networks)
+    expected, gradient = jax.jit(jax.value_and_grad(loss))(networks)
     for a, b in zip(jax.tree.leaves(state.gradients), jax.tree.leaves(gradient), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
     np.testing.assert_allclose(np.sum(metrics["loss"].total), expected, rtol=1e-4, atol=1e-6)
@@ -313,7 +315,7 @@ def test_continuous_actions_are_kept_as_they_were_drawn_and_observations_as_they
         Reinforce(hidden_sizes=(4,), normalise_observations=True, normalise_rewards=True, max_episode_length=8)
     )
     spec = space_spec(Box(-5.0, 5.0, (2,)), Box(-1.0, 3.0, (3,)), num_envs=2, total_timesteps=100)
-    state = algorithm.init(jax.random.key(0), spec)
+    state = jax.jit(lambda key: algorithm.init(key, spec))(jax.random.key(0))
     act = jax.jit(algorithm.act)
     rng, expected = np.random.default_rng(0), []
     for _ in range(4):
@@ -323,9 +325,10 @@ def test_continuous_actions_are_kept_as_they_were_drawn_and_observations_as_they
         flags = jnp.zeros(2, jnp.bool_)
         t = Transition(obs, action, jnp.ones(2), obs, flags, flags, None, drawn)
         state, _ = play(algorithm, state, jax.tree.map(lambda x: x[None], t))
+    row = jax.jit(type(state.episodes).row)
     for step, (obs, drawn) in enumerate(expected):
         for b in range(2):
-            (kept_obs, kept_action, _), _ = state.episodes.row(b, step)
+            (kept_obs, kept_action, _), _ = row(state.episodes, b, step)
             np.testing.assert_allclose(kept_obs, obs[b], rtol=1e-5)
             np.testing.assert_array_equal(kept_action, drawn[b])
     assert state.learner.observations is not None and state.learner.observations.count == 8
@@ -344,9 +347,13 @@ def train(algorithm, world, updates, seed=0):
     return _compiled(as_float32(algorithm), as_float32(world), seed_key(seed), updates)
 
 
+@jax.jit
+def _greedy(algorithm, state, obs):
+    return algorithm.act(state, (), obs, jax.random.key(0), explore=False)[0]
+
+
 def greedy(algorithm, state, obs):
-    action, _, _ = algorithm.act(state, (), jnp.asarray(obs, jnp.float32), jax.random.key(0), explore=False)
-    return np.asarray(action)
+    return np.asarray(_greedy(as_float32(algorithm), state, np.float32(obs)))
 
 
 @pytest.mark.parametrize("probe", PROBES, ids=lambda probe: probe.name)

@@ -13,6 +13,8 @@ import pytest
 from treadle.returns import double_q_learning_error, gae, lambda_returns, n_step, q_learning_error, taken, td_error
 from treadle.types import Transition
 
+pytestmark = pytest.mark.least_optimised
+
 
 @pytest.fixture(scope="module")
 def rlax() -> ModuleType:

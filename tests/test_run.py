@@ -247,6 +247,7 @@ def test_a_finished_run_says_so_and_can_be_extended(whole, copy, capsys):
     assert [r["command"] for r in info(copy)["resumed"]] == [f"treadle resume {copy} --total-timesteps 480"]
 
 
+@pytest.mark.least_optimised
 def test_a_host_run_goes_on_with_new_episodes_and_says_so(tmp_path, monkeypatch, capsys):
     folder = tmp_path / "host"
     with monkeypatch.context() as patch:
@@ -283,6 +284,7 @@ def test_the_folder_says_what_was_run(whole):
     assert dict(events(whole, 1)["epsilon"]).keys() == set(once(whole, "epsilon"))
 
 
+@pytest.mark.least_optimised
 def test_a_run_of_a_preset_keeps_its_name_and_what_was_changed(tmp_path, capsys):
     folder = tmp_path / "run"
     flags = "--preset tutorial --hidden-sizes 8 --capacity 64 --total-timesteps 20"

@@ -67,10 +67,14 @@ def rows(*steps: tuple, valid: list[bool] | None = None) -> Transition:
     return Transition(obs, action, reward.astype(jnp.float32), next_obs, terminated, truncated, counts)
 
 
+@functools.partial(jax.jit, static_argnums=(1, 2, 3))
+def _init(algorithm: Any, states: int, actions: int, num_envs: int) -> Any:
+    return algorithm.init(jax.random.key(0), space_spec(Discrete(states), Discrete(actions), num_envs, 1_000))
+
+
 def begin(algorithm: LinearControl, q: list[list[float]], num_envs: int = 1) -> Any:
     """The state with these values."""
-    spec = space_spec(Discrete(len(q)), Discrete(len(q[0])), num_envs, 1_000)
-    state = as_float32(algorithm).init(jax.random.key(0), spec)
+    state = _init(as_float32(algorithm), len(q), len(q[0]), num_envs)
     return state._replace(q=LinearFunction(weights=jnp.array(q, jnp.float32), features=state.q.features))
 
 

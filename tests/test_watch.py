@@ -122,6 +122,7 @@ def pictures(text: str) -> list[str]:
     return [line for line in text.splitlines() if len(line) == CELLS and set(line) == {"-", "o"}]
 
 
+@pytest.mark.least_optimised
 def test_every_step_is_printed_where_there_is_no_terminal():
     """Two cells to the right of the start the episode is over; the next begins in the middle again."""
     trainer = trainer_of(Walker(), Line())
@@ -159,6 +160,7 @@ epsilon 0.5, loss 0.25
     )
 
 
+@pytest.mark.least_optimised
 def test_of_a_long_rollout_every_step_is_seen():
     trainer = trainer_of(Walker(length=5, num_envs=2), Line(), 40)
     watch, file = watch_of(trainer)
@@ -191,6 +193,7 @@ def test_what_is_seen_is_what_happens():
     assert 5 < ended < 40
 
 
+@pytest.mark.least_optimised
 @pytest.mark.parametrize(("pace", "period"), [(10.0, 0.1), (4.0, 0.25), (float("inf"), 0.0)])
 def test_the_pace_is_kept_and_an_end_is_looked_at_longer(pace, period):
     """Six steps, of which every second ends an episode and takes three times as long."""
@@ -204,6 +207,7 @@ def test_the_pace_is_kept_and_an_end_is_looked_at_longer(pace, period):
     assert len(pictures(file.getvalue())) == 7
 
 
+@pytest.mark.least_optimised
 def test_time_that_was_lost_is_not_made_up_for():
     """Compiling took a minute; the steps after it are not shown any faster."""
     clock = Clock()
@@ -216,6 +220,7 @@ def test_time_that_was_lost_is_not_made_up_for():
     assert sum(clock.slept) == pytest.approx(0.3)
 
 
+@pytest.mark.least_optimised
 def test_on_a_terminal_it_is_drawn_in_place_and_given_back():
     hide, show, up = "\x1b[?25l", "\x1b[?25h", "\x1b[1A"
     watch, file = watch_of(trainer_of(Walker(), Line()), force_terminal=True)
@@ -242,6 +247,7 @@ class Standing(Walker):
         return carry % 2, carry + 1, ()
 
 
+@pytest.mark.least_optimised
 def test_a_fast_pace_draws_a_terminal_no_oftener_than_can_be_seen():
     """A hundred steps, at a thousand a second: a tenth of a second, with four drawings. To a file goes every step."""
     trainer = trainer_of(Standing(length=100), Line(max_episode_steps=None), 200)
@@ -256,6 +262,7 @@ def test_a_fast_pace_draws_a_terminal_no_oftener_than_can_be_seen():
         watch.close()
 
 
+@pytest.mark.least_optimised
 def test_a_terminal_without_braille_gets_question_marks():
     file = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
 

@@ -32,6 +32,8 @@ from treadle.loops.seeds import FusedSeeds
 from treadle.registry import as_float32
 from treadle.spaces import Box, Discrete, Grid, from_description
 
+pytestmark = pytest.mark.least_optimised
+
 # The settings
 
 

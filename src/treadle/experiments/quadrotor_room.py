@@ -1,4 +1,4 @@
-"""DQN learns to fly a quadrotor through a room with pillars to its target, touching nothing.
+"""DQN and PPO learn to fly a quadrotor through a room with pillars to its target, touching nothing.
 
 It is looked at over 1,000 greedy episodes from random starts, all over the room. A success is an episode that ends at
 the target; a collision ends one too.
@@ -19,9 +19,9 @@ from treadle.settings import preset
 
 LOOKS, EPISODES, PATHS, LONGEST, NEEDED = 20, 1_000, 40, 100, 0.95
 """Looks; greedy episodes in each, and those whose path is kept, up to so many steps; the share that must arrive."""
-FIXED, RANDOM = "a room with pillars", "another room every episode"
-ROOMS = {FIXED: "QuadrotorRoom", RANDOM: "QuadrotorRoomRandom"}
-COLOURS = {FIXED: figures.BLUE, RANDOM: figures.VERMILLION}
+DISCRETE, CONTINUOUS = "DQN, a push or none", "PPO, three accelerations"
+PRESETS = {DISCRETE: ("dqn", "QuadrotorRoom"), CONTINUOUS: ("ppo", "QuadrotorRoomContinuous")}
+COLOURS = {DISCRETE: figures.BLUE, CONTINUOUS: figures.GREEN}
 
 
 def look(moment):
@@ -46,7 +46,7 @@ def look(moment):
 
 def trial(label):
     """A preset's trial with looks evenly spread over it."""
-    chosen = preset("dqn", ROOMS[label], "default")
+    chosen = preset(*PRESETS[label], "default")
     updates = Trial.of_preset(label, chosen).updates
     assert updates is not None
     return Trial.of_preset(label, chosen, every=updates // LOOKS, observe=look)
@@ -66,13 +66,15 @@ def draw(figure, outcomes):
     for label, colour in COLOURS.items():
         declared = next(t for t in EXPERIMENT.trials if t.label == label)
         shares = 100 * outcomes[label].observed[0]
-        steps = np.arange(1, shares.shape[1] + 1) * declared.every * declared.made()[0].num_steps
+        algorithm = declared.made()[0]
+        steps = np.arange(1, shares.shape[1] + 1) * declared.every * algorithm.num_steps * algorithm.num_envs
         curves.plot(steps / 1000, shares.T, color=colour, alpha=0.3, linewidth=0.8)
         curves.plot(steps / 1000, shares.mean(axis=0), color=colour, linewidth=1.8, label=label)
     curves.axhline(100 * NEEDED, color=figures.GREY, linestyle="--", linewidth=1)
+    curves.set_xscale("log")
     curves.set_ylim(0, 103)
     figures.dress(curves, "At the target, nothing touched", "thousand steps", "% of episodes")
-    draw_paths(above, *(x[0, -1] for x in outcomes[FIXED].observed[1:]))
+    draw_paths(above, *(x[0, -1] for x in outcomes[DISCRETE].observed[1:]))
 
 
 def draw_paths(axes, places, arrived):
@@ -97,12 +99,14 @@ def draw_paths(axes, places, arrived):
 
 EXPERIMENT = Experiment(
     about="a quadrotor learns to fly through a room to its target",
-    source="a project of the tutorials; Mnih et al. (2015), van Hasselt et al. (2016)",
-    trials=tuple(trial(label) for label in ROOMS),
+    source="a project of the tutorials; Mnih et al. (2015), van Hasselt et al. (2016), Schulman et al. (2017)",
+    trials=tuple(trial(label) for label in PRESETS),
     draw=draw,
     claims=(
-        Claim(f"{FIXED}: at least {NEEDED:.0%} of {EPISODES:,} flights end at the target", arrives(FIXED)),
-        Claim(f"{RANDOM}: they do", arrives(RANDOM)),
+        *(
+            Claim(f"{label}: at least {NEEDED:.0%} of {EPISODES:,} flights end at the target", arrives(label))
+            for label in PRESETS
+        ),
     ),
     seeds=5,
     size=(11.0, 4.6),
