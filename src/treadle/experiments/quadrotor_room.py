@@ -87,7 +87,8 @@ def draw_paths(axes, places, arrived):
     axes.add_patch(Rectangle((0, 0), width, depth, fill=False, edgecolor=figures.INK, linewidth=1.5))
     for x, y, radius, _ in np.asarray(state.obstacles):
         axes.add_patch(Circle((x, y), radius, color=figures.EDGE))
-    axes.add_patch(Circle(np.asarray(state.target)[:2], world.target_radius, color=figures.GREEN, alpha=0.7))
+    x, y, _ = np.asarray(state.target)
+    axes.add_patch(Circle((x, y), world.target_radius, color=figures.GREEN, alpha=0.7))
     for path, ended_well in zip(places, arrived, strict=True):
         colour = figures.BLUE if ended_well else figures.VERMILLION
         axes.plot(path[:, 0], path[:, 1], color=colour, linewidth=0.9, alpha=0.7)
