@@ -16,6 +16,7 @@ from treadle.errors import InvalidSetting, TreadleError, UnknownName
 from treadle.experiment import Claim, Experiment, Outcome, Trial, Verdict
 from treadle.experiments import (
     actor_critic,
+    arm,
     common,
     ddpg_targets,
     double_dqn,
@@ -23,6 +24,7 @@ from treadle.experiments import (
     maze_dqn,
     ppo_penalty,
     prioritized_replay,
+    quadrotor_room,
     reinforce_cartpole,
     reinforce_mountain_car,
     tutorial_cartpole,
@@ -366,14 +368,34 @@ def test_ppos_penalties_are_judged_for_each_kind_of_policy():
     assert judged(good, good, good, poor) == [True, False, False, False, True]
 
 
+def at_looks(shares):
+    """The outcome of a trial at whose looks a share of episodes ended in success `[S, N]`."""
+    shares = np.asarray(shares, float)
+    return Outcome(shares, shares, shares, shares)
+
+
+def test_the_arm_is_judged_by_the_last_look_of_every_seed():
+    """The first trial's seeds reach 96% in the mean, although one does not; the tutorial's less than every one."""
+    shares = {
+        "ArmHard": [[[0.0, 1.0], [0.0, 0.92]] * 4, [[0.99, 0.5], [0.99, 0.6]] * 4, [[1.0, 0.9]] * 8],
+        "ArmEasy": [[[0.0, 0.995]] * 8, [[1.0, 0.98]] * 8],
+    }
+    given = iter([*shares["ArmHard"], *shares["ArmEasy"]])
+    outcomes = {trial.label: at_looks(next(given)) for trial in arm.EXPERIMENT.trials}
+    assert holding(arm, outcomes) == [True, False, True, False, True]
+    assert "96.0%, mean of the seeds: 100.0%, 92.0%," in arm.EXPERIMENT.claims[0].judge(outcomes).figures
+
+
 NETWORKS = (
     actor_critic,
+    arm,
     ddpg_targets,
     double_dqn,
     dueling_dqn,
     maze_dqn,
     ppo_penalty,
     prioritized_replay,
+    quadrotor_room,
     reinforce_cartpole,
     reinforce_mountain_car,
     tutorial_cartpole,
