@@ -200,6 +200,12 @@ ARMS = Program("Treadle, 1,024 arms", (OURS, "benchmarks/treadle_arm.py"), quick
 NUMPY_ARM = Program(
     "one arm in NumPy, in a Python loop", (PEERS, "benchmarks/peers/numpy_arm.py"), quick=("--steps", "2000")
 )
+WATCHED = Program(
+    "Treadle, ten pages watching",
+    (OURS, "benchmarks/treadle_watched.py"),
+    quick=("--seconds", "3"),
+)
+UNWATCHED = Program("Treadle, nobody", (*WATCHED.command, "--clients", "0"), quick=("--seconds", "3"))
 NUMPY_ARMS = Program(
     "1,024 arms as NumPy arrays",
     (*NUMPY_ARM.command, "--arms", "1024", "--steps", "5000000"),
@@ -215,6 +221,7 @@ PPO_WORK = "PPO on CartPole-v1"
 DDPG_WORK = "DDPG on Pendulum-v1"
 ARM_DDPG_WORK = "DDPG on the arm, a random goal"
 ARM_WORK = "the arm itself, random actions"
+WATCHED_WORK = "a run of DQN on CartPole-v1, 2 seeds, as it is watched live"
 REPLAY_WORK = "replay alone from a full memory of 100,000"
 Row = Race | Rate | Start
 ROWS: tuple[Row, ...] = (
@@ -238,6 +245,7 @@ ROWS: tuple[Row, ...] = (
     Race(ARM_DDPG_WORK, ARM_DDPG, SB3_ARM, at_least=15),
     Race(ARM_WORK, ARMS, NUMPY_ARM, at_least=None),
     Race(ARM_WORK, ARMS, NUMPY_ARMS, at_least=None),
+    Race(WATCHED_WORK, WATCHED, UNWATCHED, at_least=0.9),
     Start("import", IMPORT, JAX_IMPORT, at_most=0.5),
     Start("import of what a user needs", USE, JAX_IMPORT, at_most=0.5),
     Start("help on the command line", HELP, JAX_IMPORT, at_most=0.5),

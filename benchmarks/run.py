@@ -144,6 +144,10 @@ def report(results: list[Result], rounds: int) -> str:
         "gradient step of Adam (1e-3) for every step, targets averaged by 0.01, Gaussian noise of 0.1. Both are",
         "measured after compilation and after the first gradient steps. purejaxrl is no package that can be installed,",
         "and so it is not among the others.",
+        "",
+        "DDPG on the arm is the same work with 7 inputs and 2 actions. The arm itself is stepped with random actions and",
+        "begins anew where an episode ends. Watched live, ten clients receive what the browser's page does, at 30 frames",
+        "a second each, from a server on the same machine.",
         *(
             [
                 "",

@@ -28,25 +28,27 @@ def main() -> None:
     length = options.steps // options.arms
 
     def one_step(carry, key):
-        state, lengths = carry
+        state, obs, lengths = carry
         action_key, reset_key = jax.random.split(key)
         action = jax.random.uniform(action_key, (options.arms, 2), minval=-1.0, maxval=1.0)
         state, step = jax.vmap(world.step, in_axes=(0, 0, None))(state, action, key)
         lengths = lengths + 1
         ended = step.terminated | (lengths >= world.max_episode_steps)
-        fresh, _ = jax.vmap(world.reset)(jax.random.split(reset_key, options.arms))
-        return (select(ended, fresh, state), jnp.where(ended, 0, lengths)), jnp.mean(step.reward)
+        fresh = jax.vmap(world.reset)(jax.random.split(reset_key, options.arms))
+        # Observations are carried along, or nobody would compute them.
+        state, obs = select(ended, fresh, (state, step.obs))
+        return (state, obs, jnp.where(ended, 0, lengths)), jnp.mean(step.reward)
 
     def run(key):
         first, keys = jax.random.split(key)
-        state, _ = jax.vmap(world.reset)(jax.random.split(first, options.arms))
-        start = state, jnp.zeros(options.arms, jnp.int32)
-        return jax.lax.scan(one_step, start, jax.random.split(keys, length))[1]
+        start = *jax.vmap(world.reset)(jax.random.split(first, options.arms)), jnp.zeros(options.arms, jnp.int32)
+        (_, obs, _), rewards = jax.lax.scan(one_step, start, jax.random.split(keys, length))
+        return obs, rewards
 
     compiled = compile_small(run)
     jax.block_until_ready(compiled(jax.random.key(0)))
     begin = time.perf_counter()
-    rewards = jax.block_until_ready(compiled(jax.random.key(1)))
+    _, rewards = jax.block_until_ready(compiled(jax.random.key(1)))
     seconds = time.perf_counter() - begin
     result = {
         "peer": "Treadle",

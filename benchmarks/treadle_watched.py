@@ -1,8 +1,8 @@
 """Steps per second of a run of DQN on CartPole-v1, 2 seeds, by itself or while pages watch it live: a server of
 `treadle watch --live` beside it, and so many clients of its WebSocket, to which the agent plays.
 
-The clients stand for browsers, most of them on other machines, so that they themselves are given way to nobody's
-processor time (nice 19); the server is as users have it. Prints one line of JSON.
+The clients stand for browsers, most of which are on other machines: the processor time that they take themselves is
+of the lowest priority (nice 19). The server is as users have it. Prints one line of JSON.
 """
 
 from __future__ import annotations
