@@ -145,9 +145,9 @@ def report(results: list[Result], rounds: int) -> str:
         "measured after compilation and after the first gradient steps. purejaxrl is no package that can be installed,",
         "and so it is not among the others.",
         "",
-        "DDPG on the arm is the same work with 7 inputs and 2 actions. The arm itself is stepped with random actions and",
-        "begins anew where an episode ends. Watched live, ten clients receive what the browser's page does, at 30 frames",
-        "a second each, from a server on the same machine.",
+        "DDPG on the arm is the same work with 7 inputs and 2 actions. The arm itself is stepped with random actions",
+        "and begins anew where an episode ends. Watched live, ten clients receive what the browser's page does, at 30",
+        "frames a second each, from a server on the same machine.",
         *(
             [
                 "",

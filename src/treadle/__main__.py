@@ -1,7 +1,5 @@
 """`python -m treadle` is `treadle`."""
 
-import sys
+from treadle.cli import program
 
-from treadle.cli import main
-
-sys.exit(main())
+program()

@@ -39,6 +39,17 @@ TRAIN_FLAGS = (
 )
 
 
+def program() -> None:
+    """`main` as a process of its own. Stopped by a signal it ends at once: the compiler's threads may be at work still,
+    and would not survive an orderly end."""
+    status = main()
+    if status > 128:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; the exit status. A user's mistake is one sentence on stderr and status 2, a run that could not
     go on 1, a signal 128 plus its number."""
@@ -287,12 +298,7 @@ def _reproduce(argv: list[str]) -> None:
     tune_cpu()
     folder = Path(options.out) if options.out else Path("runs", "reproduce", options.name)
     command = shlex.join(["treadle", "reproduce", *argv])
-    try:
-        reports.reproduce(options.name, folder, options.seed, options.seeds, command)
-    except KeyboardInterrupt:
-        # Nothing is half written. The compiler's threads may be at work still, and would not survive an orderly end.
-        print("\ntreadle: stopped; nothing was written.", file=sys.stderr, flush=True)
-        os._exit(128 + signal.SIGINT)
+    reports.reproduce(options.name, folder, options.seed, options.seeds, command)
 
 
 def _list(argv: list[str]) -> None:
