@@ -79,6 +79,20 @@ def test_a_tree_comes_back_with_its_metadata_and_nothing_is_left_beside_it(path)
     assert os.listdir(path.parent) == [path.name]
 
 
+def test_what_is_not_wanted_is_checked_but_not_kept(path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "_PIECE", 1000)
+    save(path, {"network": jnp.arange(3.0), "memory": jnp.ones((50, 50))}, {})
+    like = {"network": jax.ShapeDtypeStruct((3,), jnp.float32), "memory": jax.ShapeDtypeStruct((50, 50), jnp.float32)}
+    wanted = {"network": True, "memory": False}
+    loaded, _ = load(path, like, wanted)
+    assert loaded["network"].tolist() == [0.0, 1.0, 2.0] and loaded["memory"] is like["memory"]
+    data = bytearray(path.read_bytes())
+    data[-5000] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError, match="do not match their checksum"):
+        load(path, like, wanted)
+
+
 def test_other_programs_read_the_file_and_find_leaves_under_readable_names(path):
     save(path, example(), {})
     tensors = safetensors.numpy.load_file(path)

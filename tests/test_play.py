@@ -14,7 +14,7 @@ from treadle.algorithms.base import Algorithm
 from treadle.environments.gymnasium import GymnasiumEnvironments
 from treadle.environments.wrappers import wrap
 from treadle.errors import TreadleError
-from treadle.loops.play import HostPlayer, Player, WorldPlayer, action_of_keys
+from treadle.loops.play import HostPlayer, Player, WorldPlayer, action_of_keys, needed
 from treadle.registry import as_tree
 from treadle.scene import Circle, Handle, Scene
 from treadle.spaces import Box, Discrete
@@ -210,6 +210,18 @@ def test_another_policy_goes_on_where_the_world_is_and_remembers_nothing():
     assert rewards == pytest.approx([0.2] * 9 + [0.0])
 
 
+def test_what_nobody_asks_for_need_not_be_there():
+    """Acting goes by how far it pushes; of the memory it is enough to know that there is one."""
+    spec = space_spec(Box(0.0, 10.0, (2,)), Track().action_space)
+    state = jax.eval_shape(lambda: Pusher().init(jax.random.key(0), spec))
+    assert needed(Pusher(), state, spec) == {"push": True, "memory": False}
+    player = player_in(Track())
+    player.follow(Pusher(), {"push": np.float32(0.5), "memory": jax.ShapeDtypeStruct((1000,), np.float32)}, spec)
+    player.reset(0)
+    player.step()
+    assert player.see().reward == 0.5
+
+
 def test_a_world_says_at_what_pace_it_goes():
     assert player_in(Track()).steps_per_second == pytest.approx(10.0)
     assert player_in(Track(dt=1e-6)).steps_per_second == 200.0
@@ -222,7 +234,7 @@ class Rendered(gymnasium.Env):
     action_space = gymnasium.spaces.Discrete(3)
     metadata: ClassVar = {"render_modes": ["rgb_array"], "render_fps": 20}
 
-    def __init__(self, render_mode: str | None = None, draws: bool = True):
+    def __init__(self, render_mode: str | None = None, draws: bool | None = True):
         self.render_mode, self.draws, self.count, self.offset = render_mode, draws, 0, 0.0
 
     def reset(self, *, seed=None, options=None):
@@ -236,6 +248,8 @@ class Rendered(gymnasium.Env):
         return obs, float(action), self.count == 3, False, {"is_success": self.count == 3}
 
     def render(self):
+        if self.draws is None:
+            raise gymnasium.error.DependencyNotInstalled("pygame is not installed")
         return np.full((4, 6, 3), 10 * self.count, np.uint8) if self.draws else None
 
 
@@ -270,6 +284,8 @@ def test_what_cannot_be_drawn_or_steered_is_said():
     player = host_player(draws=False)
     with pytest.raises(TreadleError, match="renders nothing"):
         player.see()
+    with pytest.raises(TreadleError, match="cannot be drawn: pygame is not installed"):
+        host_player(draws=None).see()
     with pytest.raises(TreadleError, match="cannot be steered"):
         player.step(1)
     with pytest.raises(TreadleError, match="nothing of this environment can be moved"):

@@ -236,7 +236,8 @@ def test_a_finished_run_says_so_and_can_be_extended(whole, copy, capsys):
     assert resume(copy, "--total-timesteps", "0") == 2
     assert info(copy) == info(whole), "a mistake changes nothing"
 
-    assert resume(copy, "--total-timesteps", "480") == 0
+    assert resume(copy, "--total-timesteps", "480", "--keep-checkpoints", "3") == 0
+    assert len(Run.open(copy).checkpoints()) == info(copy)["config"]["keep_checkpoints"] == 3
     assert once(copy, "epsilon")[-1] == 480
     assert timeless(copy)[: len(timeless(whole))] == timeless(whole)
     assert [r["epsilon"] for r in metrics.read(copy) if r["step"] > STEPS and "epsilon" in r] == pytest.approx(
@@ -244,7 +245,9 @@ def test_a_finished_run_says_so_and_can_be_extended(whole, copy, capsys):
     )
     assert info(copy)["config"]["total_timesteps"] == 480
     assert info(copy)["command"] == info(whole)["command"]
-    assert [r["command"] for r in info(copy)["resumed"]] == [f"treadle resume {copy} --total-timesteps 480"]
+    assert [r["command"] for r in info(copy)["resumed"]] == [
+        f"treadle resume {copy} --total-timesteps 480 --keep-checkpoints 3"
+    ]
 
 
 @pytest.mark.least_optimised
@@ -418,6 +421,8 @@ def edit_info(folder: Path, **changes):
         (lambda run: edit_info(run, settings=None), "'settings' is None"),
         (lambda run: edit_info(run, config={"seeds": "two"}), "in its config is"),
         (lambda run: edit_info(run, config={**info(run)["config"], "sedes": 2}), "'sedes' in its config is 2"),
+        (lambda run: edit_info(run, config={**info(run)["config"], "seeds": 0}), "seeds (--seeds) was 0"),
+        (lambda run: edit_info(run, wall_seconds=float("nan")), "'wall_seconds' is nan"),
         (lambda run: edit_info(run, settings={**info(run)["settings"], "gamma": "high"}), "settings make no sense"),
         (lambda run: edit_info(run, settings={**info(run)["settings"], "gamma": 1.5}), "gamma (--gamma) was 1.5"),
         (lambda run: edit_info(run, settings={"gama": 0.9}), "Did you mean 'gamma'?"),

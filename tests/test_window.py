@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import gc
 import http.client
 import json
 import os
 import re
+import select
 import shutil
 import signal
 import socket
@@ -15,6 +17,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,12 +31,12 @@ from treadle.algorithms.q_learning import QLearning
 from treadle.cli import main
 from treadle.errors import InvalidSetting, TreadleError
 from treadle.run import Run, RunConfig
-from treadle.window import curves, messages
+from treadle.window import curves, messages, stage
 from treadle.window.curves import Curves
 from treadle.window.messages import Command, Malformed
 from treadle.window.runs import Runs
-from treadle.window.server import DEFAULT_PORT, hosts_of, listen, make_server
-from treadle.window.session import Options
+from treadle.window.server import DEFAULT_PORT, GONE, is_local, listen, make_server, own_hosts
+from treadle.window.session import Client, News, Options, Session
 from treadle.window.stage import Stage
 
 STEPS = 300
@@ -120,8 +123,10 @@ def test_a_file_that_was_cut_or_replaced_is_read_anew(tmp_path: Path):
     write_lines(tmp_path, [episode(0, step, 2.0) for step in range(5, 11)])
     assert read.read()
     assert read.returns() == [[1.0] * 4 + [2.0] * 6]
+    (tmp_path / metrics.FILE).write_text("damaged\n")
+    assert read.read() and read.problem is not None
     write_lines(tmp_path, [episode(0, 1, 7.0)], mode="w")
-    assert read.read()
+    assert read.read() and read.problem is None
     assert read.returns() == [[7.0, *[None] * 9]]
     (tmp_path / metrics.FILE).unlink()
     assert read.read()
@@ -130,7 +135,18 @@ def test_a_file_that_was_cut_or_replaced_is_read_anew(tmp_path: Path):
 
 @pytest.mark.parametrize(
     "damage",
-    ['{"seed": 0', "[1]", '{"seed": 9, "step": 1}', '{"seed": 0, "step": 1, "loss": "x"}', "[" * 5000, "x" * 200_000],
+    [
+        *(
+            '{"seed": 0',
+            "[1]",
+            '{"seed": 9, "step": 1}',
+            '{"seed": 0, "step": 1, "loss": "x"}',
+            "[" * 5000,
+            "x" * 200_000,
+        ),
+        '{"seed": 0, "step": 1, "episode_return": 1e308}',
+        '{"seed": 0, "step": 1, "episode_return": 1, "episodes": -2}',
+    ],
 )
 def test_a_damaged_line_is_named_once_and_left_out(tmp_path: Path, damage: str):
     read = Curves(tmp_path, 10, 1)
@@ -143,6 +159,14 @@ def test_a_damaged_line_is_named_once_and_left_out(tmp_path: Path, damage: str):
     assert read.problem is not None and read.problem.startswith("Line 2 of metrics.jsonl is damaged")
 
 
+def test_of_absurdly_many_seeds_the_first_are_shown(tmp_path: Path):
+    read = Curves(tmp_path, 10, 10**8)
+    write_lines(tmp_path, [episode(3, 1, 7.0), episode(10**7, 1, 5.0)])
+    assert read.read() and read.problem is None
+    assert len(read.returns()) == curves.MOST_SEEDS
+    assert read.mean_return()[0] == 7.0
+
+
 def test_much_is_read_a_part_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(curves, "LINES_AT_ONCE", 3)
     read = Curves(tmp_path, 10, 1)
@@ -152,6 +176,112 @@ def test_much_is_read_a_part_at_a_time(tmp_path: Path, monkeypatch: pytest.Monke
         parts += 1
     assert parts == 4
     assert read.returns() == [[1.0] * 10]
+
+
+# The runs of a folder
+
+
+def edit_info(folder: Path, **changes: Any) -> None:
+    """Settings of the configuration go there."""
+    info = json.loads((folder / "run.json").read_text())
+    for name, value in changes.items():
+        (info["config"] if name in info["config"] else info)[name] = value
+    (folder / "run.json").write_text(json.dumps(info))
+
+
+BAD = [
+    *({"total_timesteps": 0}, {"total_timesteps": -5}, {"seeds": 0}, {"seeds": -1}, {"keep_checkpoints": -1}),
+    *({"wall_seconds": float("nan")}, {"step": float("inf")}, {"step": -1}, {"status": float("nan")}),
+    {"preset": float("nan")},
+]
+
+
+def test_a_bad_run_is_no_trouble_of_the_others(run_folder: Path):
+    """What makes no sense, what is large beyond sense, and what no address can name."""
+    parent = run_folder.parent
+    for number, changes in enumerate(BAD):
+        shutil.copytree(run_folder, parent / f"bad {number}", ignore=shutil.ignore_patterns("checkpoints"))
+        edit_info(parent / f"bad {number}", **changes)
+    shutil.copytree(run_folder, parent / "large")
+    edit_info(parent / "large", seeds=10**8, status="\ud800")
+    (parent / "large" / metrics.FILE).write_text('{"seed":0,"step":1,"episode_return":1e308}\n' * 3)
+    with contextlib.suppress(OSError):  # not everywhere there are such names
+        shutil.copytree(run_folder, os.fsdecode(os.fsencode(parent) + b"/l\xe4uft"))
+    listed = Runs(parent).listed()
+    messages.encode(listed).encode("ascii")
+    runs = {run["name"]: run for run in listed["runs"]}
+    assert [name for name, run in runs.items() if run["problem"] is None and run["seeds"] == 2] == ["maze"]
+    assert runs["maze"]["score"] is not None
+    for number, changes in enumerate(BAD):
+        assert next(iter(changes)) in runs[f"bad {number}"]["problem"]
+    assert runs["large"]["problem"] is None and runs["large"]["curve"] is None
+    assert not News(parent / "large").look().has_more
+    assert all(run["name"].isascii() or "rename the folder" in run["problem"] for run in runs.values())
+
+
+def test_an_error_of_one_run_is_told_there(run_folder: Path, monkeypatch: pytest.MonkeyPatch):
+    def broken(run: Run) -> Any:
+        raise ZeroDivisionError("of its own")
+
+    monkeypatch.setattr(Run, "algorithm", broken)
+    (run,) = Runs(run_folder.parent).listed()["runs"]
+    assert run["problem"] == "maze cannot be shown: ZeroDivisionError: of its own" and run["seeds"] == 2
+
+
+def test_a_long_run_is_listed_before_all_of_it_is_read(run_folder: Path, monkeypatch: pytest.MonkeyPatch):
+    write_lines(run_folder, [episode(0, step, 1.0) for step in range(1, 8)], mode="w")
+    monkeypatch.setattr(curves, "LINES_AT_ONCE", 3)
+    runs = Runs(run_folder.parent)
+    found = [runs.listed()["runs"][0] for _ in range(3)]
+    assert [run["is_whole"] for run in found] == [False, False, True]
+    assert [run["score"] for run in found] == [None, None, 1.0]
+    about = runs.about("maze")
+    assert about is not None and about["run"] | {"curve": None, "score": None} == about["run"]
+    assert Runs(run_folder).about() == about | {"folder": None}
+    assert runs.about("nothing") is None and runs.about() == {**about, "run": None}
+
+
+def test_a_module_is_imported_only_by_who_names_it(
+    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """Gymnasium imports what stands before a colon."""
+    module = tmp_path / "worlds_of_somebody.py"
+    module.write_text("raise SystemExit('it has run')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    edit_info(run_folder, environment="worlds_of_somebody:World-v0")
+    (run,) = Runs(run_folder.parent).listed()["runs"]
+    assert "with --import" in run["problem"]
+    played = Played(run_folder)
+    for _ in range(2):
+        played.turn(Command("news"))
+        assert "'worlds_of_somebody'" in played.told[0]["text"]
+    assert main(["watch", str(run_folder), "--no-browser"]) == 2
+    assert "with --import" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "worlds_of_somebody", types.ModuleType("worlds_of_somebody"))
+    Run.open(run_folder).check_module()
+
+
+# News
+
+
+def test_files_with_other_names_are_no_checkpoints(run_folder: Path):
+    (run_folder / "checkpoints" / "step-best.safetensors").touch()
+    found = json.loads(News(run_folder).look().out[0].text)
+    assert found["checkpoints"] == steps_of(run_folder)
+
+
+def test_a_run_that_is_being_replaced_is_no_news(run_folder: Path):
+    """First its description goes, and soon there is another; what stays away is told at the second look."""
+    news, info, aside = News(run_folder), run_folder / "run.json", run_folder / "aside"
+    news.look()
+    info.rename(aside)
+    assert news.look().out == []
+    aside.rename(info)
+    assert news.look().out == []
+    info.unlink()
+    assert news.look().out == []
+    assert "has no run.json" in news.look().out[0].text
+    assert news.look().out == []
 
 
 # Messages
@@ -333,6 +463,11 @@ def test_another_seed_goes_on_in_the_same_place(played: Played):
     assert (frame["control"]["seed"], frame["step"]) == (1, 1)
     (table,) = played.told
     assert frame["insight"]["q_values"] in table["values"]
+    player: Any = played.stage._player
+    player.follow = None
+    assert played.turn(Command("seed", 0)) is None
+    assert played.told[0]["text"].startswith("That failed: TypeError")
+    assert played.frame(Command("step"))["control"]["seed"] == 1
     assert played.turn(Command("seed", 2)) is None
     assert "no seed 2" in played.told[0]["text"] and played.told[0]["level"] == "error"
 
@@ -399,7 +534,43 @@ def test_a_damaged_checkpoint_is_told_and_the_former_plays_on(run_folder: Path):
     played.turn(Command("checkpoint", int(path.stem[5:])))
     assert "damaged" in played.told[0]["text"]
     assert played.frame(Command("step"))["control"]["checkpoint"] == STEPS
+    # That which is shown is not read again.
+    Run.open(run_folder).checkpoints()[-1].write_bytes(b"")
+    assert played.frame(Command("checkpoint", STEPS))["control"]["checkpoint"] == STEPS
+    assert played.told == []
     played.stage.close()
+
+
+def test_a_run_whose_newest_checkpoint_is_damaged_plays_once_there_is_another(run_folder: Path):
+    path = Run.open(run_folder).checkpoints()[-1]
+    data = path.read_bytes()
+    path.write_bytes(data[:-5])
+    played = Played(run_folder, live=True)
+    played.turn(Command("news"))
+    assert played.turn() is None and "damaged" in played.told[0]["text"]
+    path.write_bytes(data)
+    assert played.frame(Command("news"))["control"]["playing"]
+    played.stage.close()
+
+
+def test_a_run_that_cannot_be_drawn_says_so_each_time(run_folder: Path, monkeypatch: pytest.MonkeyPatch):
+    def undrawn(task: Any) -> Any:
+        raise TreadleError("it cannot be drawn")
+
+    played = Played(run_folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, "drawn_environment", undrawn)
+        for command in ("news", "play", "news"):
+            assert played.turn(Command(command)) is None
+            assert [told["text"] for told in played.told] == ["it cannot be drawn"] * (command == "news")
+    edit_evaluation(run_folder, float("nan"))
+    assert played.open() and played.hello["evaluated"] is None
+    played.stage.close()
+
+
+def edit_evaluation(folder: Path, mean: float) -> None:
+    about = {"environment": "Maze", "step": STEPS, "episodes": 3, "summary": {"mean": mean}}
+    (folder / "evaluation.json").write_text(json.dumps(about))
 
 
 def test_live_the_newest_checkpoint_is_followed(run_folder: Path):
@@ -433,14 +604,17 @@ def test_live_the_newest_checkpoint_is_followed(run_folder: Path):
     bring(2)
     assert played.turn(Command("news")) is None
     assert played.frame(Command("follow", True))["control"]["checkpoint"] == steps_of(run_folder)[2]
+    # What was chosen before is forgotten when the run goes on, too.
+    edit_info(run_folder, total_timesteps=2 * STEPS)
+    played.turn(Command("news"))
+    assert played.frame()["control"]["checkpoint"] == steps_of(run_folder)[2]
     played.stage.close()
 
 
 def test_a_run_that_was_replaced_is_opened_anew(run_folder: Path):
     played = Played(run_folder)
     played.open()
-    text = (run_folder / "run.json").read_text()
-    (run_folder / "run.json").write_text(text.replace('"total_timesteps": 300', '"total_timesteps": 600'))
+    edit_info(run_folder, total_timesteps=600)
     assert played.turn(Command("news"), Command("step")) is None
     assert played.told[0]["type"] == "hello" and played.told[0]["run"]["total_timesteps"] == 600
     assert played.frame()["control"]["checkpoint"] == STEPS
@@ -485,6 +659,32 @@ def test_a_world_that_breaks_pauses(played: Played, caplog: pytest.LogCaptureFix
     assert "Traceback" in caplog.text
 
 
+# The session
+
+
+def test_of_choices_that_wait_the_last_counts(folder: Path):
+    async def asked(*commands: Command) -> list[Command]:
+        session = Session(folder / "maze", "maze", Options())
+        for command in commands:
+            await session._ask(command)
+        found, session._commands = session._commands, []
+        await session.close()
+        return found
+
+    choices = [Command("checkpoint", step, 0) for step in (100, 200, 300)]
+    drags = [Command("drag", (handle, (x, 0.0)), 0) for handle in ("goal", "lamp") for x in (1.0, 2.0)]
+    others = [Command("checkpoint", 100, 1), Command("step", None, 1), Command("step", None, 1)]
+    found = asyncio.run(asked(*choices, *drags, *others))
+    assert found == [choices[-1], drags[1], drags[3], *others]
+
+
+def test_another_run_takes_away_what_was_to_be_seen_of_the_last():
+    client = Client(0)
+    for kind in ("frame", "table", "curves", "hello"):
+        client.put(kind, "")
+    assert client._slots.keys() == {"curves", "hello"}
+
+
 # The server
 
 
@@ -503,6 +703,10 @@ class Served:
         self.server.should_exit = True
         self.thread.join(30)
         assert not self.thread.is_alive()
+
+    def settle(self) -> None:
+        """Wait until all who were connected are dealt with."""
+        settle(lambda: not self.server.server_state.connections and not self.server.server_state.tasks)
 
     def get(self, path: str, method: str = "GET", **headers: str) -> tuple[int, str, dict[str, str]]:
         """The path is sent as it stands."""
@@ -602,13 +806,14 @@ def test_a_message_that_is_too_long_ends_the_connection(served: Served):
         until(page, "frame")
 
 
-def test_text_that_is_no_text_leaves_no_traceback(served: Served, capfd: pytest.CaptureFixture[str]):
+def test_text_that_is_no_text_leaves_no_traceback(served: Served, caplog: pytest.LogCaptureFixture):
     with served.connect() as page:
         until(page, "frame")
         page.send(b"\xff\xfe", text=True)
         with pytest.raises(ConnectionClosed):
             until(page, "never")
-    assert capfd.readouterr().err == ""
+    served.settle()
+    assert caplog.text == ""
 
 
 def test_only_known_runs_and_files_are_served(served: Served, folder: Path):
@@ -631,10 +836,14 @@ def test_only_known_runs_and_files_are_served(served: Served, folder: Path):
         ]
         for name in names:
             assert served.get(f"/run/{name}")[0] == 404, name
-            with pytest.raises(InvalidStatus) as refused, served.connect(name):
-                pass
-            assert refused.value.response.status_code in (403, 404), name
-        assert served.get("/run/maze")[0] == 200
+            assert served.get(f"/api/about/{name}")[0] == 404, name
+            with pytest.raises((InvalidStatus, ConnectionClosed)) as refused, served.connect(name) as page:
+                page.recv(timeout=60)
+            if isinstance(refused.value, InvalidStatus):
+                assert refused.value.response.status_code in (403, 404), name
+            else:
+                assert refused.value.rcvd is not None and refused.value.rcvd.code == GONE
+        assert served.get("/run/maze")[0] == served.get("/api/about/maze")[0] == 200
     finally:
         link.unlink()
         shutil.rmtree(outside)
@@ -682,20 +891,42 @@ def test_pages_of_others_are_refused(served: Served):
     assert served.get("/api/runs", "POST", Origin=own)[0] == 405
 
 
-def test_a_server_for_other_machines_answers_by_any_name_but_to_its_own_pages():
-    assert hosts_of("0.0.0.0", 80) is None and hosts_of("192.168.0.7", 80) is None and hosts_of("name", 80) is None
-    assert hosts_of("::1", 9) == hosts_of("127.0.0.1", 9) == hosts_of("localhost", 9)
-    assert hosts_of("127.0.0.2", 9) == {"127.0.0.1:9", "127.0.0.2:9", "localhost:9", "[::1]:9"}
+OURS = ("localhost:9", "127.0.0.1:9", "[::1]:9")
+NUMBERS = ("192.168.0.7:9", "192.168.0.7", "[fe80::1]:9")
+OTHERS = ("evil.example:9", "evil.example", "127.0.0.1.evil.example:9", "", ":9")
+
+
+def test_a_server_goes_by_its_own_names():
+    """For other machines by any number too, which nobody can make point elsewhere, and by the names of this machine."""
+    for address in ("127.0.0.1", "::1", "127.0.0.2"):
+        own = own_hosts(address, 9)
+        assert all(map(own, OURS)) and not any(map(own, (*NUMBERS, *OTHERS, "localhost")))
+    assert own_hosts("127.0.0.2", 9)("127.0.0.2:9") and own_hosts("127.0.0.1", 80)("localhost")
+    own = own_hosts("0.0.0.0", 9, "My.machine")
+    assert all(map(own, (*OURS, *NUMBERS, "my.machine:9", socket.gethostname().lower()))) and not any(map(own, OTHERS))
+
+
+@pytest.mark.parametrize("host", ["127.1", "LOCALHOST"])
+def test_however_it_is_written_an_address_of_this_machine_alone_is_known(host: str):
+    with contextlib.closing(listen(host, 0)) as sock:
+        assert is_local(sock.getsockname()[0])
 
 
 def test_with_another_host_an_origin_must_match_it(folder: Path):
     with serving(folder, host="0.0.0.0") as served:
-        assert served.get("/", Host="my.machine")[0] == 200
-        assert served.get("/", "POST", Host="my.machine", Origin="http://my.machine")[0] == 405
-        assert served.get("/", "POST", Host="my.machine", Origin="http://evil.example")[0] == 403
+        assert served.get("/", Host="10.0.0.1")[0] == 200
+        assert served.get("/", Host="evil.example")[0] == 403
+        assert served.get("/", "POST", Host="10.0.0.1", Origin="http://10.0.0.1")[0] == 405
+        assert served.get("/", "POST", Host="10.0.0.1", Origin="http://evil.example")[0] == 403
 
 
-def test_pages_that_vanish_are_nothing_special(served: Served, capfd: pytest.CaptureFixture[str]):
+def test_pages_that_vanish_are_nothing_special(served: Served, caplog: pytest.LogCaptureFixture):
+    """In the middle of a message, or before they were answered."""
+    asked = f"GET /ws/maze HTTP/1.1\r\nHost: 127.0.0.1:{served.port}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    asked += "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+    for _ in range(20):
+        with socket.create_connection(("127.0.0.1", served.port)) as page:
+            page.sendall(asked.encode())
     with served.connect() as stays:
         send(stays, "speed", value="max")
         for _ in range(10):
@@ -704,7 +935,8 @@ def test_pages_that_vanish_are_nothing_special(served: Served, capfd: pytest.Cap
                 page.socket.shutdown(socket.SHUT_RDWR)
         number = until(stays, "frame")["number"]
         until(stays, "frame", lambda frame: frame["number"] > number + 20)
-    assert capfd.readouterr().err == ""
+    served.settle()
+    assert caplog.text == ""
 
 
 def test_a_session_ends_after_its_last_page(folder: Path):
@@ -832,6 +1064,9 @@ def test_where_the_usual_port_is_taken_the_next_serves():
     assert DEFAULT_PORT <= ports[0] < ports[1]
     with pytest.raises(TreadleError, match=r"can be used on 203\.0\.113\.1"):
         listen("203.0.113.1", None)
+    for host in ("", "a" * 70, "\udcff"):
+        with pytest.raises(InvalidSetting, match=r"host \(--host\) was '"):
+            listen(host, None)
 
 
 def test_ctrl_c_ends_it_quietly(folder: Path):
@@ -839,6 +1074,7 @@ def test_ctrl_c_ends_it_quietly(folder: Path):
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
+        assert select.select([process.stdout], [], [], 120)[0]
         line = process.stdout.readline()
         assert line.startswith("Watch: http://127.0.0.1:") and line.endswith("/  (Ctrl-C ends)\n")
         port = line.split(":")[3].split("/")[0]

@@ -19,7 +19,7 @@ import re
 import shutil
 import uuid
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -34,6 +34,7 @@ FORMAT = 1
 
 _PREFIX = b'{"__metadata__":{"treadle_checksum":"'
 _UNSET = "0" * 8
+_PIECE = 1 << 20
 _CODES = {
     "bool": "BOOL",
     "uint8": "U8",
@@ -122,19 +123,23 @@ def save(path: Path, tree: PyTree, metadata: Mapping[str, Any]) -> None:
     _sync_folder(path)
 
 
-def load(path: Path, like: PyTree) -> tuple[PyTree, dict[str, Any]]:
+def load(path: Path, like: PyTree, wanted: PyTree[bool] | None = None) -> tuple[PyTree, dict[str, Any]]:
     """The tree in `path`, in the structure of `like`, and the metadata.
 
     `like` is a tree of arrays or `jax.ShapeDtypeStruct`s that gives structure, shapes and dtypes. The leaves are JAX
-    arrays on the default device; those of 64 bits stay NumPy arrays where JAX would narrow them. Raises
+    arrays on the default device; those of 64 bits stay NumPy arrays where JAX would narrow them. Leaves that are not
+    `wanted`, of the same structure, are checked all the same, take no memory, and stay what they are in `like`. Raises
     `CheckpointError` when the file is missing, damaged, foreign, of another format, or does not fit `like`.
     """
     path = Path(path)
-    expected = {name: _describe(name, leaf) for name, leaf in _named_leaves(like).items()}
+    given = _named_leaves(like)
+    expected = {name: _describe(name, leaf) for name, leaf in given.items()}
+    choice = [True] * len(given) if wanted is None else jax.tree.leaves(wanted)
+    kept = {name for name, is_wanted in zip(given, choice, strict=True) if is_wanted}
     with _opened(path) as file:
         header = _read_header(file, path)
         _check_fit(path, header.leaves, expected)
-        leaves = _read_leaves(file, path, header)
+        leaves = given | _read_leaves(file, path, header, kept)
     structure = jax.tree.structure(like)
     return jax.tree.unflatten(structure, [leaves[name] for name in expected]), header.metadata
 
@@ -355,14 +360,20 @@ def _check_fit(path: Path, found: Mapping[str, _Leaf], expected: Mapping[str, _L
             raise CheckpointError(f"{path} has {name}, {leaf}, which was not expected. {advice}")
 
 
-def _read_leaves(file: BinaryIO, path: Path, header: _Header) -> dict[str, Any]:
+def _read_leaves(file: BinaryIO, path: Path, header: _Header, kept: Collection[str]) -> dict[str, Any]:
+    """The leaves that are to be kept; of the others no more than a piece is in memory at once."""
     leaves, checksum = {}, 0
     for name, leaf in header.leaves.items():
-        data = np.empty(leaf.nbytes, np.uint8)
-        if file.readinto(data) != leaf.nbytes:  # type: ignore[attr-defined]
-            raise _damaged(path, f"it ends within {name}")
-        checksum = zlib.crc32(data.data, checksum)
-        leaves[name] = _restore(data, leaf)
+        data = np.empty(leaf.nbytes if name in kept else min(leaf.nbytes, _PIECE), np.uint8)
+        left = leaf.nbytes
+        while left:
+            piece = data[: min(left, data.size)]
+            if file.readinto(piece) != piece.size:  # type: ignore[attr-defined]
+                raise _damaged(path, f"it ends within {name}")
+            checksum = zlib.crc32(piece.data, checksum)
+            left -= piece.size
+        if name in kept:
+            leaves[name] = _restore(data, leaf)
     if _hex(checksum) != header.data_checksum:
         raise _damaged(path, "its arrays do not match their checksum")
     return leaves

@@ -163,6 +163,8 @@ def _resume(argv: list[str]) -> None:
     parser.add_argument("run", metavar="RUN", help="the run's folder")
     parser.add_argument("--checkpoint", metavar="FILE", help="an earlier checkpoint; what came after it is dropped")
     parser.add_argument("--total-timesteps", type=int, metavar="N", help="train to N steps instead; schedules stay")
+    about = "keep so many checkpoints, the newest; 0 keeps all. Each holds the whole state, replay memory included"
+    parser.add_argument("--keep-checkpoints", type=int, metavar="N", help=about)
     _add_watch(parser)
     _add_import(parser)
     options = parser.parse_args(argv)
@@ -173,9 +175,8 @@ def _resume(argv: list[str]) -> None:
 
     _import_files(options.imports)
     run = Run.open(options.run)
-    config = run.config
-    if options.total_timesteps is not None:
-        config = dataclasses.replace(config, total_timesteps=options.total_timesteps)
+    changes = {name: getattr(options, name) for name in ("total_timesteps", "keep_checkpoints")}
+    config = dataclasses.replace(run.config, **{name: n for name, n in changes.items() if n is not None})
     config.check()
     tune_cpu()
     trainer = run.trainer()

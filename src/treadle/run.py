@@ -6,9 +6,11 @@ import contextlib
 import dataclasses
 import itertools
 import json
+import math
 import platform
 import shlex
 import shutil
+import sys
 import time
 import uuid
 from importlib import metadata
@@ -53,7 +55,7 @@ class RunConfig:
     checkpoint_period: int | None = None
     """Environment steps between two checkpoints; every 30 seconds unless given. There is always one at the end."""
     keep_checkpoints: int = 2
-    """Checkpoints that are kept, the newest; 0 keeps all."""
+    """Checkpoints that are kept, the newest; 0 keeps all. Each holds the whole state, replay memory included."""
     save_data: str | None = None
     """A file, such as cartpole.safetensors, for every transition of the run, to be learned from with --data."""
     data: str | None = None
@@ -192,6 +194,15 @@ class Run:
                 f"the file again: {' '.join(self._imports())}"
             )
 
+    def check_module(self) -> None:
+        """Raise `TreadleError` where making the environment, `module:Id`, would import what nobody has named."""
+        module, colon, _ = self.info["environment"].partition(":")
+        if colon and not {module, f"treadle_user_{module.rpartition('.')[2]}"} & set(sys.modules):
+            raise TreadleError(
+                f"this run's environment comes from the module '{module}', and the window never runs code that was not "
+                "named: give its file, or one that imports it, with --import."
+            )
+
     def _imports(self) -> list[str]:
         return [f"--import {shlex.quote(file)}" for file in self.info["imports"]]
 
@@ -223,7 +234,7 @@ class Run:
 
     def checkpoints(self) -> list[Path]:
         """Oldest first; files that carry other names are none of them."""
-        return sorted(p for p in (self.folder / "checkpoints").glob("step-*.safetensors") if p.stem[5:].isdecimal())
+        return checkpoints_in(self.folder)
 
     def save_checkpoint(self, trainer: Trainer, step: int) -> Path:
         """Raises `NonFinite` for a policy that holds NaN, and `CheckpointError` where it cannot be written."""
@@ -246,9 +257,9 @@ class Run:
         trainer.restore(state)
         return step
 
-    def load(self, like: PyTree, path: Path | None = None) -> tuple[Any, int]:
+    def load(self, like: PyTree, path: Path | None = None, wanted: PyTree[bool] | None = None) -> tuple[Any, int]:
         """What a checkpoint (the last, unless named) holds, which has the structure, shapes and dtypes of `like`, and
-        the step at which it was taken.
+        the step at which it was taken. Of what is not `wanted` there is only what `like` says.
 
         Raises `TreadleError` when there is none, and `CheckpointError` when it is damaged or of something else.
         """
@@ -262,7 +273,7 @@ class Run:
         try:
             described = checkpoint.read_metadata(path)
             self._check_belongs(path, described)
-            state, _ = checkpoint.load(path, like)
+            state, _ = checkpoint.load(path, like, wanted)
         except checkpoint.CheckpointError as error:
             others = [p for p in found if p != path]
             hint = f" An earlier one is at hand: --checkpoint {shlex.quote(str(others[-1]))}" if others else ""
@@ -356,6 +367,11 @@ def versions() -> dict[str, str]:
     return {"treadle": __version__, "python": platform.python_version(), "platform": platform.platform(), **found}
 
 
+def checkpoints_in(folder: Path) -> list[Path]:
+    """Those of the run in a folder, oldest first; files that carry other names are none of them."""
+    return sorted(p for p in (folder / "checkpoints").glob("step-*.safetensors") if p.stem[5:].isdecimal())
+
+
 def step_of(path: Path) -> int:
     """The step at which a run's checkpoint was taken, by its name."""
     return int(path.stem.removeprefix("step-"))
@@ -392,12 +408,19 @@ def _read_info(folder: Path) -> dict[str, Any] | None:
     for name, kind in _INFO.items():
         if not isinstance(info.get(name), kind):
             raise _damaged(folder, f"'{name}' is {info.get(name)!r}")
+    for name in ("step", "wall_seconds"):
+        if not 0 <= info[name] < math.inf:
+            raise _damaged(folder, f"'{name}' is {info[name]!r}")
     info["config"] = _ADDED | info["config"]
     known = {f.name: f for f in dataclasses.fields(RunConfig)}
     for name in known | info["config"]:
         value = info["config"].get(name)
         if name not in known or not isinstance(value, _KINDS[str(known[name].type)]):
             raise _damaged(folder, f"'{name}' in its config is {value!r}")
+    try:
+        RunConfig(**info["config"]).check()
+    except InvalidSetting as error:
+        raise _damaged(folder, f"its config makes no sense ({error})") from None
     for name, needed in (("save_data", "recording"), ("data", "data_checksum")):
         if info["config"].get(name) is not None and not isinstance(info.get(needed), str):
             raise _damaged(folder, f"'{needed}' is {info.get(needed)!r}")
@@ -416,8 +439,12 @@ def _wrappers(info: dict[str, Any]) -> dict[str, Any]:
 
 _ADDED = {"keep_checkpoints": RunConfig.keep_checkpoints}
 """What the configuration of a run says nothing of that is from before there was such a setting."""
-_INFO = {"algorithm": str, "environment": str, "settings": dict, "config": dict, "imports": list, "resumed": list} | {
-    "versions": dict,
+_INFO = {
+    **dict.fromkeys(("algorithm", "environment", "status"), str),
+    **dict.fromkeys(("settings", "config", "versions"), dict),
+    **dict.fromkeys(("imports", "resumed"), list),
+    **dict.fromkeys(("command", "preset"), (str, type(None))),
+    "step": int,
     "wall_seconds": (int, float),
 }
 _KINDS = {

@@ -20,7 +20,7 @@ from treadle.loops.evaluate import STEP_LIMIT
 from treadle.loops.execution import compile_small
 from treadle.loops.seeding import host_seed, purpose, seed_key
 from treadle.scene import Scene
-from treadle.spaces import Box, Discrete, Grid, Space
+from treadle.spaces import Discrete, Grid, Space
 from treadle.types import Spec, Step
 
 GRID_PACE, OTHER_PACE, HOST_PACE = 4.0, 25.0, 50.0
@@ -92,8 +92,9 @@ class Player:
 
     def follow(self, algorithm: Algorithm, state: PyTree, spec: Spec) -> None:
         """Act by the greedy policy of one seed's state from now on. The environment stays as it is; what acting
-        remembers begins afresh. `algorithm` and `spec` are a trainer's."""
-        self._algorithm, self._state = algorithm, _here(state)
+        remembers begins afresh. `algorithm` and `spec` are a trainer's. What is not `needed` may be a
+        `jax.ShapeDtypeStruct`."""
+        self._algorithm, self._state = algorithm, jax.tree.map(_here_or_blank, state)
         self._fresh_carry = self._carry = _here(algorithm.init_carry(dataclasses.replace(spec, num_envs=1)))
         self._decision = None
 
@@ -175,6 +176,12 @@ def _here(tree: PyTree) -> PyTree:
     return jax.device_put(tree, jax.devices()[0])
 
 
+def _here_or_blank(leaf: Any) -> Any:
+    """What no program takes is only said to be there: zeros of its shape, in next to no memory."""
+    is_there = not isinstance(leaf, jax.ShapeDtypeStruct)
+    return _here(leaf) if is_there else np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape)
+
+
 @compile_small
 def _decide(algorithm: Algorithm, state: PyTree, carry: Any, obs: Any, key: Array, step: Int[Array, ""]) -> _Decision:
     """Whatever of the state acting does not need is no part of the program."""
@@ -182,6 +189,22 @@ def _decide(algorithm: Algorithm, state: PyTree, carry: Any, obs: Any, key: Arra
     key = jax.random.fold_in(key, step)
     action, carry, _ = algorithm.act(algorithm.policy(state), carry, batch, key, explore=False)
     return _Decision(jax.tree.map(lambda x: x[0], action), carry, algorithm.inspect(state, obs))
+
+
+def needed(algorithm: Algorithm, state: PyTree, spec: Spec) -> PyTree[bool]:
+    """Which leaves of one seed's state, given by their shapes, a player asks for: not those of a replay memory."""
+    carry = algorithm.init_carry(dataclasses.replace(spec, num_envs=1))
+    decide = functools.partial(_decide.__wrapped__, algorithm)  # type: ignore[attr-defined]
+    jaxpr = jax.make_jaxpr(decide)(state, carry, spec.example.obs, jax.random.key(0), np.int32(0)).jaxpr
+    used = {id(variable) for variable in jaxpr.outvars}
+    for equation in reversed(jaxpr.eqns):
+        if any(id(variable) in used for variable in equation.outvars):
+            used.update(map(id, equation.invars))
+    leaves, structure = jax.tree.flatten(state)
+    # Keys, which are small, have no blanks.
+    is_key = [jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) for leaf in leaves]
+    variables = jaxpr.invars[: len(leaves)]
+    return structure.unflatten([id(v) in used or key for v, key in zip(variables, is_key, strict=True)])
 
 
 class WorldPlayer(Player):
@@ -314,10 +337,14 @@ class _Recorded:
         return result
 
     def frame(self) -> Any:
+        from gymnasium.error import DependencyNotInstalled
+
         try:
             return self.env.render()
         except NotImplementedError:
             return None
+        except DependencyNotInstalled as error:
+            raise TreadleError(f"this environment cannot be drawn: {error}") from None
 
 
 def player_of(world: Environment | GymnasiumEnvironments) -> WorldPlayer | HostPlayer:
@@ -334,11 +361,7 @@ def action_of_keys(player: Player, held: Sequence[str]) -> PersonAction | None:
     if isinstance(space, Discrete):
         return int(actions[-1])
     total = functools.reduce(np.add, [np.asarray(a, np.float64) for a in actions])
-    return np.clip(np.broadcast_to(total, space.shape), *_bounds(space)).astype(space.dtype)
-
-
-def _bounds(space: Box) -> tuple[np.ndarray, np.ndarray]:
-    return np.asarray(space.low), np.asarray(space.high)
+    return np.clip(np.broadcast_to(total, space.shape), space.low, space.high).astype(space.dtype)
 
 
 def _plain(action: np.ndarray) -> int | list[float]:

@@ -20,7 +20,7 @@ def watch(
     is watched `live`), and for an address that cannot be used.
     """
     from treadle.window.runs import Runs
-    from treadle.window.server import hosts_of, serve
+    from treadle.window.server import serve
     from treadle.window.session import Options
 
     require(port is None or 1 <= port <= 65535, "port", port, "between 1 and 65535")
@@ -29,9 +29,9 @@ def watch(
     if runs.is_one:
         _check(path, live)
 
-    def listening(url: str) -> None:
+    def listening(url: str, is_local: bool) -> None:
         print(f"Watch: {url}  (Ctrl-C ends)", flush=True)
-        if hosts_of(host, 0) is None:
+        if not is_local:
             print("Whoever reaches this address can watch and steer.", file=sys.stderr, flush=True)
         if opens_browser and _has_screen():
             webbrowser.open(url)
@@ -52,6 +52,7 @@ def _check(path: str, live: bool) -> None:
 
     run = Run.open(path)
     run.algorithm()
+    run.check_module()
     world = drawn_environment(run.task)
     if isinstance(world, GymnasiumEnvironments):
         world.close()

@@ -17,6 +17,10 @@ LINES_AT_ONCE = 20_000
 LONGEST_LINE = 1 << 16
 MOST_METRICS = 40
 """A run with more names of metrics shows the first of them."""
+MOST_SEEDS = 500
+"""Likewise of seeds."""
+_LARGEST = 1e100
+"""What is larger is no metric, of which a sum over a whole run is finite still."""
 _OWN = ("seed", "step", "time", "episode_return", "episode_length", "episodes")
 _TAIL = 64
 
@@ -32,10 +36,10 @@ class Curves:
     """A sentence about the first line that is damaged and therefore left out, `None` where there is none."""
 
     def __init__(self, folder: Path, total_timesteps: int, seeds: int, with_others: bool = True):
+        self.given = folder, total_timesteps, seeds
         self._path, self._seeds, self._with_others = folder / metrics.FILE, seeds, with_others
         bins = min(BINS, total_timesteps)
         self.steps = [-(-total_timesteps * number // bins) for number in range(1, bins + 1)]
-        self.problem = None
         self._forget()
 
     def read(self) -> bool:
@@ -89,8 +93,9 @@ class Curves:
     def _forget(self) -> None:
         self._offset, self._line, self._tail, self._has_more = 0, 0, b"", False
         self._last_step: int | None = None
-        self._total = np.zeros((self._seeds, len(self.steps)))
-        self._weight = np.zeros((self._seeds, len(self.steps)))
+        self.problem = None
+        shape = min(self._seeds, MOST_SEEDS), len(self.steps)
+        self._total, self._weight = np.zeros(shape), np.zeros(shape)
         self._others: dict[str, tuple[list[float], list[int]]] = {}
 
     def _continues(self, file: BinaryIO) -> bool:
@@ -127,10 +132,12 @@ class Curves:
                 )
             return
         seed, step = record["seed"], record["step"]
+        if seed >= len(self._total):
+            return
         self._last_step = max(step, self._last_step or 0)
         number, value = self._bin(step), record.get("episode_return")
         if value is not None:
-            weight = record.get("episodes") or 1
+            weight = float(record.get("episodes") or 1)
             self._total[seed, number] += weight * value
             self._weight[seed, number] += weight
         elif self._with_others:
@@ -144,7 +151,7 @@ class Curves:
                 return
             self._others[name] = [0.0] * len(self.steps), [0] * len(self.steps)
         total, count = self._others[name]
-        total[number] += value
+        total[number] += float(value)
         count[number] += 1
 
     def _bin(self, step: int) -> int:
@@ -158,9 +165,10 @@ def _record(line: bytes, seeds: int) -> dict[str, Any] | None:
         record = json.loads(line)
         numbers = [value for value in record.values() if value is not None]
         whole = all(isinstance(record[name], int) for name in ("seed", "step"))
-        if whole and all(map(math.isfinite, numbers)) and 0 <= record["seed"] < seeds and record["step"] >= 0:
+        sensible = 0 <= record["seed"] < seeds and record["step"] >= 0 and (record.get("episodes") or 1) > 0
+        if whole and sensible and all(abs(number) < _LARGEST for number in numbers):
             return record
-    except (ValueError, RecursionError, AttributeError, KeyError, TypeError, OverflowError):
+    except (ValueError, RecursionError, AttributeError, KeyError, TypeError):
         pass
     return None
 

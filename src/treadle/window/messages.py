@@ -166,6 +166,8 @@ def table(world: Any, state: PyTree) -> dict[str, Any] | None:
     q = getattr(state, "q", None)
     if q is None or not isinstance(q.features, Table) or not hasattr(world, "transitions"):
         return None
+    if not hasattr(q.weights, "__array__"):  # nothing that it plays by
+        return None
     if tables.scene_of(world).cells is None:
         return None
     columns, rows = tables.grid_of(world)

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import ipaddress
 import os
+import re
 import socket
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -14,11 +15,12 @@ from typing import Any
 import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from treadle.errors import TreadleError
+from treadle.algorithms.base import require
+from treadle.errors import InvalidSetting, TreadleError
 from treadle.window import messages
 from treadle.window.runs import Runs
 from treadle.window.session import Options, Session
@@ -26,6 +28,8 @@ from treadle.window.stage import LOGGER
 
 DEFAULT_PORT = 7865
 PORTS_TRIED = 20
+GONE = 1008
+"""The code of WebSockets by which a page learns that there is no such run."""
 PAGE = Path(__file__).parent / "page"
 TYPES = {
     ".html": "text/html; charset=utf-8",
@@ -85,33 +89,34 @@ class Sessions:
             await session.close()
 
 
-def make_app(runs: Runs, options: Options, allowed_hosts: frozenset[str] | None = None) -> Any:
-    """The ASGI application. `allowed_hosts` are the values of the header Host that are answered, `None` for any."""
+def make_app(runs: Runs, options: Options, is_own: Callable[[str], bool] = lambda host: True) -> Any:
+    """The ASGI application. It answers to values of the header Host for which `is_own` is true."""
     sessions = Sessions(runs, options)
     pages = _page_files()
 
-    async def index(request: Request) -> Response:
-        return _file(pages.get("index.html"))
+    async def page(request: Request) -> Response:
+        return _file(pages.get(request.path_params.get("file", "index.html")))
 
     async def run_page(request: Request) -> Response:
         known = await asyncio.to_thread(runs.folder_of, request.path_params["name"])
-        return _not_found() if known is None else _file(pages.get("index.html"))
+        return _not_found() if known is None else await page(request)
 
-    async def page(request: Request) -> Response:
-        return _file(pages.get(request.path_params["file"]))
+    async def about(request: Request) -> Response:
+        return _json(await asyncio.to_thread(runs.about, request.path_params.get("name")))
 
     async def listed(request: Request) -> Response:
-        return JSONResponse(await asyncio.to_thread(runs.listed))
+        return _json(await asyncio.to_thread(runs.listed))
 
     async def socket_of(web_socket: WebSocket) -> None:
         name = web_socket.path_params["name"]
         folder = await asyncio.to_thread(runs.folder_of, name)
-        if folder is None:
-            await web_socket.close(1008)
-            return
-        await web_socket.accept()
-        async with sessions.joined(name, folder) as (session, client):
-            await _talk(web_socket, session, client, 1 / options.frames_per_second)
+        with contextlib.suppress(WebSocketDisconnect, OSError):  # gone before it was answered
+            await web_socket.accept()
+            if folder is None:
+                # Refused before, the page would not learn why.
+                return await web_socket.close(GONE)
+            async with sessions.joined(name, folder) as (session, client):
+                await _talk(web_socket, session, client, 1 / options.frames_per_second)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -119,13 +124,15 @@ def make_app(runs: Runs, options: Options, allowed_hosts: frozenset[str] | None 
         await sessions.close()
 
     routes = [
-        Route("/", index),
+        Route("/", page),
         Route("/run/{name}", run_page),
         Route("/page/{file:path}", page),
+        Route("/api/about", about),
+        Route("/api/about/{name}", about),
         Route("/api/runs", listed),
         WebSocketRoute("/ws/{name}", socket_of),
     ]
-    return Guard(Starlette(routes=routes, lifespan=lifespan), allowed_hosts)
+    return Guard(Starlette(routes=routes, lifespan=lifespan), is_own)
 
 
 async def _talk(web_socket: WebSocket, session: Session, client: Any, frame_seconds: float) -> None:
@@ -158,8 +165,8 @@ class Guard:
     name point to this machine (DNS rebinding). What is no browser sends no Origin.
     """
 
-    def __init__(self, app: Any, allowed_hosts: frozenset[str] | None):
-        self._app, self._allowed_hosts = app, allowed_hosts
+    def __init__(self, app: Any, is_own: Callable[[str], bool]):
+        self._app, self._is_own = app, is_own
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "lifespan":
@@ -189,7 +196,7 @@ class Guard:
 
     def _may_pass(self, headers: dict[str, str], is_plain: bool) -> bool:
         host = headers.get("host", "").lower()
-        if self._allowed_hosts is not None and host not in self._allowed_hosts:
+        if not self._is_own(host):
             return False
         origin = headers.get("origin")
         return is_plain or origin is None or origin.lower() in (f"http://{host}", f"https://{host}")
@@ -208,6 +215,10 @@ def _file(path: Path | None) -> Response:
         return _not_found()
 
 
+def _json(content: dict[str, Any] | None) -> Response:
+    return _not_found() if content is None else Response(messages.encode(content), media_type="application/json")
+
+
 def _not_found() -> Response:
     return PlainTextResponse("There is nothing here.\n", 404)
 
@@ -217,6 +228,7 @@ def listen(host: str, port: int | None) -> socket.socket:
 
     Raises `TreadleError` for an address that cannot be used.
     """
+    require(bool(host), "host", repr(host), "an address or a name of this machine, such as 127.0.0.1")
     ports = range(DEFAULT_PORT, DEFAULT_PORT + PORTS_TRIED) if port is None else [port]
     problem: OSError | None = None
     for candidate in ports:
@@ -224,6 +236,8 @@ def listen(host: str, port: int | None) -> socket.socket:
             return _bound(host, candidate)
         except OSError as error:
             problem = error
+        except UnicodeError:
+            raise InvalidSetting(f"host (--host) was {host!a}, which is no machine's name.") from None
     assert problem is not None
     why = problem.strerror or problem
     if port is None:
@@ -246,22 +260,42 @@ def _bound(host: str, port: int) -> socket.socket:
     return made
 
 
-def hosts_of(host: str, port: int) -> frozenset[str] | None:
-    """The names that a server on this address goes by: any, where it is not for this machine alone."""
+def is_local(address: str) -> bool:
+    """Whether what listens on this address, in numbers, is for this machine alone."""
+    return ipaddress.ip_address(address).is_loopback
+
+
+def own_hosts(address: str, port: int, host: str = "localhost") -> Callable[[str], bool]:
+    """Which values of the header Host, in lower case, name a server on this address that was asked for as `host`.
+
+    For this machine alone there are few. Other machines may come by any number, which nobody can make point elsewhere
+    than it does, but of names only by this machine's own.
+    """
+    names = {"localhost", host.lower()}
+    if is_local(address):
+        names |= {"127.0.0.1", "[::1]", f"[{address}]" if ":" in address else address}
+        known = {f"{name}:{port}" for name in names} | (names if port == 80 else set())
+        return known.__contains__
+    names |= {name.lower() for name in (socket.gethostname(), f"{socket.gethostname()}.local", socket.getfqdn())}
+
+    def is_own(given: str) -> bool:
+        name = re.sub(r":\d+$", "", given)
+        return name in names or _is_number(name.removeprefix("[").removesuffix("]"))
+
+    return is_own
+
+
+def _is_number(name: str) -> bool:
     try:
-        is_local = host == "localhost" or ipaddress.ip_address(host).is_loopback
+        return bool(ipaddress.ip_address(name))
     except ValueError:
-        is_local = False
-    if not is_local:
-        return None
-    names = {"127.0.0.1", "localhost", "[::1]", f"[{host}]" if ":" in host else host}
-    return frozenset(f"{name}:{port}" for name in names) | (names if port == 80 else frozenset())
+        return False
 
 
-def make_server(runs: Runs, options: Options, host: str, port: int) -> uvicorn.Server:
-    """To be run with a socket that `listen` gave; `port` is that of the socket."""
+def make_server(runs: Runs, options: Options, address: str, port: int, host: str = "localhost") -> uvicorn.Server:
+    """To be run with a socket that `listen` gave, of which this is the address in numbers."""
     config = uvicorn.Config(
-        make_app(runs, options, hosts_of(host, port)),
+        make_app(runs, options, own_hosts(address, port, host)),
         ws="websockets-sansio",
         ws_max_size=messages.LONGEST,
         ws_per_message_deflate=False,
@@ -281,12 +315,13 @@ def serve(
     options: Options,
     host: str = "127.0.0.1",
     port: int | None = None,
-    listening: Callable[[str], None] = lambda url: None,
+    listening: Callable[[str, bool], None] = lambda url, is_local: None,
 ) -> None:
-    """Serve until a signal comes; `listening` is called with the address once there is one."""
+    """Serve until a signal comes; `listening` is called with the address once there is one, and with whether it is for
+    this machine alone."""
     sock = listen(host, port)
-    number = sock.getsockname()[1]
-    server = make_server(runs, options, host, number)
-    shown = f"[{host}]" if ":" in host else host
-    listening(f"http://{'127.0.0.1' if host == '0.0.0.0' else shown}:{number}/")
+    address, number = sock.getsockname()[:2]
+    server = make_server(runs, options, address, number, host)
+    shown = "localhost" if ipaddress.ip_address(address).is_unspecified else host
+    listening(f"http://{f'[{shown}]' if ':' in shown else shown}:{number}/", is_local(address))
     server.run(sockets=[sock])

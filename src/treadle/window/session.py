@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from treadle.errors import TreadleError
-from treadle.run import Run, step_of
+from treadle.run import Run, checkpoints_in, step_of
 from treadle.window import curves, messages
 from treadle.window.curves import Curves
 from treadle.window.messages import Command, Malformed
@@ -26,6 +26,8 @@ MOST_COMMANDS = 64
 MOST_NOTICES = 8
 KINDS = ("hello", "checkpoints", "curves", "table", "frame")
 """The order in which a new client gets to know what there is."""
+NEWEST_ONLY = ("drag", "seed", "checkpoint", "start")
+"""Commands that a newer one of the same kind takes the place of, while they wait: loading takes its time."""
 
 
 class Options(NamedTuple):
@@ -52,7 +54,7 @@ class Client:
         if kind == "notice":
             self._notices.append(text)
         else:
-            self._slots[kind] = text
+            _put(self._slots, kind, text)
         self._filled.set()
 
     async def send_all(self, send: Callable[[str], Awaitable[None]], frame_seconds: float) -> None:
@@ -122,8 +124,8 @@ class Session:
 
     async def _ask(self, command: Command) -> None:
         last = self._commands[-1] if self._commands else None
-        if last is not None and command.kind == "drag" == last.kind and last.client == command.client:
-            self._commands[-1] = command  # only where it has come to
+        if last is not None and command.kind in NEWEST_ONLY and _aim(command) == _aim(last):
+            self._commands[-1] = command
             return
         while len(self._commands) >= MOST_COMMANDS:
             self._taken.clear()
@@ -190,7 +192,20 @@ class Session:
         if out.kind == "frame":
             self._latest.pop("notice", None)
         if out.kind != "notice" or "frame" not in self._latest:
-            self._latest[out.kind] = out.text
+            _put(self._latest, out.kind, out.text)
+
+
+def _put(slots: dict[str, str], kind: str, text: str) -> None:
+    """In its slot, and with another run away with what was to be seen of the one before."""
+    if kind == "hello":
+        for former in ("frame", "table"):
+            slots.pop(former, None)
+    slots[kind] = text
+
+
+def _aim(command: Command) -> tuple[Any, ...]:
+    """Who does what, and of a drag with what."""
+    return command.client, command.kind, command.value[0] if command.kind == "drag" else None
 
 
 class Found(NamedTuple):
@@ -210,8 +225,8 @@ class News:
         self._folder = folder
         self._signature: Any = None
         self._problem: str | None = None
+        self._doubt: str | None = None
         self._curves: Curves | None = None
-        self._shape: tuple[int, int] | None = None
         self._are_new = False
 
     def look(self) -> Found:
@@ -219,7 +234,10 @@ class News:
         try:
             is_other = self._look_at_run(out)
         except TreadleError as error:
-            return Found(self._told(str(error)), False, False)
+            # Between two looks, or in the middle of one, a run may be replaced.
+            is_again, self._doubt = self._doubt == str(error), str(error)
+            return Found(self._told(str(error)) if is_again else [], False, False)
+        self._doubt = None
         has_more = self._curves is not None and self._look_at_curves(self._curves, out)
         return Found(out, is_other, has_more)
 
@@ -230,7 +248,7 @@ class News:
             written = stat.st_mtime_ns, stat.st_size
         except OSError:
             written = None
-        steps = [step_of(path) for path in sorted((self._folder / "checkpoints").glob("step-*.safetensors"))]
+        steps = [step_of(path) for path in checkpoints_in(self._folder)]
         signature = (written, steps)
         if signature == self._signature:
             return False
@@ -238,9 +256,9 @@ class News:
         self._signature = signature
         status = {"status": run.info.get("status"), "step": run.info.get("step")}
         out.append(Out("checkpoints", messages.encode({"type": "checkpoints", "checkpoints": steps, **status})))
-        shape = (run.config.total_timesteps, run.config.seeds)
-        if shape != self._shape:
-            self._shape, self._curves, self._are_new = shape, Curves(self._folder, *shape), True
+        given = self._folder, run.config.total_timesteps, run.config.seeds
+        if self._curves is None or self._curves.given != given:
+            self._curves, self._are_new = Curves(*given), True
         return True
 
     def _look_at_curves(self, read: Curves, out: list[Out]) -> bool:

@@ -14,23 +14,18 @@ from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-from jaxtyping import Array
+import numpy as np
+from jaxtyping import PyTree
 
-from treadle.algorithms.base import Algorithm
 from treadle.checkpoint import CheckpointError
-from treadle.environments.base import Environment
 from treadle.errors import TreadleError
-from treadle.loops import fused
-from treadle.loops.choose import drawn_environment, resolve
-from treadle.loops.host import HostState, host_spec
+from treadle.loops.choose import drawn_environment
 from treadle.loops.play import HostPlayer, WorldPlayer, action_of_keys, player_of
-from treadle.loops.rollout import make_spec
-from treadle.registry import as_float32
 from treadle.run import Run, step_of
-from treadle.types import Counter, Spec
+from treadle.spaces import Discrete
 from treadle.window import messages
 from treadle.window.messages import Command
+from treadle.window.policies import Policies
 
 LOGGER = logging.getLogger("treadle.window")
 
@@ -65,7 +60,7 @@ class Stage:
         self.folder, self.name, self.live = folder, name, live
         self._burst, self._hold, self._clock = 1 / frames_per_second, hold_seconds, clock
         self._run: Run | None = None
-        self._blank: _Blank | None = None
+        self._policies: Policies | None = None
         self._states: Any = None
         self._player: WorldPlayer | HostPlayer | None = None
         self._playing, self._speed, self._seed, self._start = True, 1.0, 0, 0
@@ -88,9 +83,10 @@ class Stage:
         for command in commands:
             with self._telling(command.client):
                 changed |= self._obey(command)
-        with self._telling(is_fatal=True):
+        with self._telling():
             if self._is_behind and not self._out:
                 changed |= self._catch_up()
+        with self._telling(is_fatal=True):
             if self._playing and self._checkpoint is not None:
                 changed |= self._play()
             if changed and self._checkpoint is not None:
@@ -102,7 +98,8 @@ class Stage:
         if self._player is not None:
             with contextlib.suppress(Exception):
                 self._player.close()
-        self._player = self._blank = self._states = self._checkpoint = None
+        self._run = self._player = self._policies = self._states = self._checkpoint = None
+        self._is_behind = False
 
     @contextlib.contextmanager
     def _telling(self, client: int | None = None, is_fatal: bool = False) -> Any:
@@ -115,8 +112,9 @@ class Stage:
             self._tell(str(error), "error", client)
         except Exception as error:
             LOGGER.exception("while playing %s", self.name)
-            self._playing = False
-            self._tell(f"Stopped by an error: {type(error).__name__}: {error}", "error")
+            self._playing &= not is_fatal
+            what = "Stopped by an error" if is_fatal else "That failed"
+            self._tell(f"{what}: {type(error).__name__}: {error}", "error")
 
     def _tell(self, text: str, level: str = "info", client: int | None = None) -> None:
         self._out.append(Out("notice", messages.notice(text[:1000], level), client))
@@ -148,15 +146,15 @@ class Stage:
             seeds = self._run.config.seeds if self._run else math.inf
             if value >= seeds:
                 raise TreadleError(f"There is no seed {value}: this run has {seeds}, counted from 0.")
-            self._seed = value
             if self._checkpoint is not None:
-                self._follow_seed()
+                self._take(self._states, value)
+            self._seed = value
         elif kind == "checkpoint":
             self._follow, self._wanted = False, value
-            if self._checkpoint is not None:
+            if self._checkpoint not in (None, value):
                 self._load(value)
         else:
-            self._follow = value
+            self._follow, self._wanted = value, None if value else self._wanted
             if self._checkpoint is not None:
                 self._renew()
         return True
@@ -249,12 +247,12 @@ class Stage:
         is can be told before."""
         run = Run.open(self.folder)
         run.algorithm()
+        run.check_module()
         self.close()
-        self._run = run
         self._player = player_of(drawn_environment(run.task))
-        self._seed = min(self._seed, run.config.seeds - 1)
         self._out.append(Out("hello", messages.encode(self._hello(run, self._player))))
-        self._is_behind = True
+        self._run, self._is_behind = run, True
+        self._seed = min(self._seed, run.config.seeds - 1)
 
     def _renew(self) -> bool:
         """Take what is new on the disk: another run in the folder, and the newest checkpoint if it is to be shown."""
@@ -289,8 +287,8 @@ class Stage:
         """Take the policy of a checkpoint, the newest unless `step` says another. One that is gone, because training
         keeps a few, is replaced by the newest."""
         assert self._run is not None
-        if self._blank is None:
-            self._blank = _blank(self._run)
+        if self._policies is None:
+            self._policies = Policies(self._run)
         for _ in range(5):
             found = {step_of(path): path for path in self._run.checkpoints()}
             if step is not None and step not in found:
@@ -300,23 +298,24 @@ class Stage:
                 break
             path = found[max(found) if step is None else step]
             try:
-                state, loaded = self._run.load(self._blank.state, path)
+                states, loaded = self._policies.load(path)
             except CheckpointError:
                 if path.exists():
                     raise
                 continue  # training has just removed it
-            is_first, self._checkpoint, self._states = self._checkpoint is None, loaded, state.algorithm
-            self._follow_seed()
+            self._take(states, self._seed)
+            is_first, self._checkpoint, self._states = self._checkpoint is None, loaded, states
             if is_first:
                 self._begin(self._start)
                 self._due = self._clock() + self._period(False)
             return
         raise TreadleError(f"{self.name} has no checkpoint any longer.")
 
-    def _follow_seed(self) -> None:
-        assert self._blank is not None and self._player is not None
-        state = jax.tree.map(lambda x: x[self._seed], self._states)
-        self._player.follow(self._blank.algorithm, state, self._blank.spec)
+    def _take(self, states: PyTree, seed: int) -> None:
+        """Play by the policy of a seed."""
+        assert self._policies is not None and self._player is not None
+        state = self._policies.of_seed(states, seed)
+        self._player.follow(self._policies.algorithm, state, self._policies.spec)
         values = messages.table(self._player.world, state) if isinstance(self._player, WorldPlayer) else None
         if values is not None or self._has_table:
             self._out.append(Out("table", messages.encode(values or {"type": "table", "values": None})))
@@ -341,40 +340,27 @@ class Stage:
             "checkpoints": [step_of(path) for path in run.checkpoints()],
             "actions": messages.actions(player, player.action_names),
             "keys": list(player.keys),
+            "key_actions": _key_actions(player),
             "steps_per_second": player.steps_per_second,
             "drawing": "scene" if player.is_drawn_as_scene else "image",
             "evaluated": _evaluated(run.folder),
         }
 
 
-class _Blank(NamedTuple):
-    """What a checkpoint of a run is loaded into."""
-
-    algorithm: Algorithm
-    spec: Spec
-    state: Any
-    """Of all seeds, by its shapes alone: to compile what makes it would take longer than all else."""
-
-
-def _blank(run: Run) -> _Blank:
-    world, steps = resolve(run.task, run.config.loop), run.config.total_timesteps
-    algorithm = as_float32(run.algorithm().prepared())
-    if isinstance(world, Environment):
-        world = as_float32(world)
-        spec = make_spec(algorithm, world, steps)
-    else:
-        made = world(1)
-        spec = host_spec(algorithm, made, steps)
-        made.close()
-
-    def of_one(key: Array) -> Any:
-        if isinstance(world, Environment) and run.config.data is None:
-            return fused.init(algorithm, world, key, steps)
-        # As learning from stored transitions has it, too.
-        return HostState(algorithm.init(key, spec), algorithm.init_carry(spec), Counter.zero(), key)
-
-    keys = jax.random.split(jax.random.key(0), run.config.seeds)
-    return _Blank(algorithm, spec, jax.eval_shape(jax.vmap(of_one), keys))
+def _key_actions(player: WorldPlayer | HostPlayer) -> dict[str, str]:
+    """What a person does by each key, as far as the environment has names for it."""
+    names = list(player.action_names or ())
+    said = {}
+    for key, action in player.keys.items():
+        if isinstance(player.own_actions, Discrete):
+            words = names[action : action + 1]
+        else:
+            numbers = np.broadcast_to(np.asarray(action), player.own_actions.shape).ravel()
+            parts = zip(names, numbers, strict=True) if len(names) == len(numbers) else ()
+            words = [f"{name} {'+' if number > 0 else '-'}" for name, number in parts if number]
+        if words:
+            said[key] = ", ".join(words)
+    return said
 
 
 def _evaluated(folder: Path) -> dict[str, Any] | None:
@@ -382,6 +368,8 @@ def _evaluated(folder: Path) -> dict[str, Any] | None:
     try:
         content = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
         found = {name: content[name] for name in ("environment", "step", "episodes")}
-        return {"mean": float(content["summary"]["mean"]), **found}
+        found["mean"] = float(content["summary"]["mean"])
+        messages.encode(found)  # which NaN is not
+        return found
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None

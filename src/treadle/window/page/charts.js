@@ -8,6 +8,9 @@ const WHOLE = Array.from({ length: 10 }, (_, power) => [1, 2, 5].map((digit) => 
 const MOST_POINTS = 1000;
 /** Steps that the charts of an episode show at least, so that their axes do not jump at its start. */
 const SHORTEST = 10;
+/** Of an episode of which fewer frames than these come there is nothing to draw: whole episodes are drawn instead. */
+const FEWEST_FRAMES = 4;
+const LAST_EPISODES = 50;
 const CURSOR = { y: false, drag: { x: false, y: false }, sync: { key: "learning" } };
 const made = new Set();
 whenThemeChanges(() => {
@@ -77,19 +80,31 @@ const tidy = (value) => {
   return String(Number(value.toPrecision(6))).replace("-", "−");
 };
 
-/** Curves of one episode: points are thinned by half whenever there are too many. */
+/** Curves of one episode: points are thinned by half whenever there are too many. At the fastest, when most frames of
+ * an episode are left out, those of the last episodes, each as a whole. */
 export class EpisodeCurves {
   constructor(returnParent, rewardParent) {
-    const series = (colour) => [{ stroke: () => colours[colour], width: 1.5, points: { show: false } }];
-    const x = { range: (_, low, high) => [0, Math.max(high ?? 0, SHORTEST)] };
+    const points = { show: (plot) => plot.data[1].length === 1 || this.drawsEpisodes, size: 4 };
+    const series = (colour) => [
+      { stroke: () => colours[colour], width: 1.5, points: { ...points, fill: () => colours[colour] } },
+    ];
+    const x = { range: (_, low, high) => this.range(low, high) };
+    this.forget();
+    this.captions = [returnParent, rewardParent].map((parent) => parent.previousElementSibling);
     this.charts = [
       new Chart(returnParent, 96, series("agent"), { x }),
       new Chart(rewardParent, 96, series("accent"), { x }),
     ];
+  }
+
+  /** What came from another session has nothing to do with what comes. */
+  forget() {
+    this.ended = [];
     this.begin(null);
   }
 
   begin(episode) {
+    this.frames = 0;
     this.episode = episode;
     this.t = [];
     this.returns = [];
@@ -100,6 +115,9 @@ export class EpisodeCurves {
     const last = this.t[this.t.length - 1];
     if (frame.episode !== this.episode || frame.step < last) this.begin(frame.episode);
     if (frame.step === this.t[this.t.length - 1]) return;
+    this.frames++;
+    if (frame.ended) this.end(frame);
+    this.isFastest = frame.control?.speed === "max";
     if (this.t.length >= MOST_POINTS) {
       const even = (_, i) => i % 2 === 0;
       [this.t, this.returns, this.rewards] = [this.t, this.returns, this.rewards].map((values) => values.filter(even));
@@ -109,11 +127,41 @@ export class EpisodeCurves {
     this.rewards.push(frame.reward);
   }
 
+  end({ episode, step, return: sum }) {
+    this.ended.push({ episode, step, sum, isSeen: this.frames >= Math.min(FEWEST_FRAMES, step) });
+    if (this.ended.length > LAST_EPISODES) this.ended.shift();
+  }
+
+  /** Whether most of the last few episodes were too short, as far as they were seen, to be drawn. */
+  get drawsEpisodes() {
+    const last = this.ended.slice(-5);
+    return this.isFastest && last.length > 1 && last.filter(({ isSeen }) => !isSeen).length > last.length / 2;
+  }
+
+  range(low, high) {
+    if (this.drawsEpisodes) return [low, Math.max(high, low + SHORTEST)];
+    return [0, Math.max(high ?? 0, SHORTEST)];
+  }
+
   draw() {
+    const { drawsEpisodes } = this;
+    this.caption(0, drawsEpisodes ? "return of each episode" : "return so far");
+    this.caption(1, drawsEpisodes ? "steps of each episode" : "reward of each step");
+    if (drawsEpisodes) {
+      const episodes = this.ended.map(({ episode }) => episode);
+      this.charts[0].show([episodes, this.ended.map(({ sum }) => sum)]);
+      this.charts[1].show([episodes, this.ended.map(({ step }) => step)]);
+      return;
+    }
     // Around a point that is alone uPlot chooses a range of its own.
     const t = this.t.length === 1 ? [this.t[0], this.t[0] + SHORTEST] : this.t;
     this.charts[0].show([t, this.returns]);
     this.charts[1].show([t, this.rewards]);
+  }
+
+  caption(i, text) {
+    const caption = this.captions[i];
+    if (caption && caption.textContent !== text) caption.textContent = text;
   }
 }
 
@@ -130,8 +178,9 @@ export class LearningCurves {
   }
 
   show(message) {
-    this.section.hidden = false;
     const { seeds, mean } = message.return;
+    const columns = [mean, ...Object.values(message.others)];
+    this.section.hidden = columns.every((values) => values.every((value) => value === null));
     if (seeds.length !== this.seeds) this.make(seeds.length);
     this.data = seeds.length > 1 ? [message.steps, ...seeds, mean] : [message.steps, mean];
     this.chart.show(this.data);

@@ -2,6 +2,12 @@
 
 import { whole } from "./format.js";
 import { isField } from "./hands.js";
+import { notify } from "./notices.js";
+
+const LAST_START = 2 ** 31 - 1;
+
+/** Of more than these nobody could choose. */
+const MOST_SEEDS = 1000;
 
 const byId = (id) => document.getElementById(id);
 
@@ -9,16 +15,17 @@ export class Controls {
   /** `send(message)` tells the server. Shown is what the server says, and until it answers what was asked for. */
   constructor(send) {
     this.send = send;
+    this.shownStart = "0";
     this.playing = true;
     this.checkpoints = [];
     byId("play").addEventListener("click", () => this.toggle());
     byId("step").addEventListener("click", () => this.step());
     byId("reset").addEventListener("click", () => send({ type: "reset" }));
-    byId("start").addEventListener("change", (event) => this.start(event.target));
-    byId("start").addEventListener("keydown", (event) => {
-      // Where the number is another than before the browser tells of a change itself.
-      if (event.key === "Enter" && event.target.value === this.shownStart) this.start(event.target);
-    });
+    this.editsStart = false;
+    byId("start").addEventListener("input", () => (this.editsStart = true));
+    // After Enter the browser tells of the same change once more, at once or when the field is left.
+    byId("start").addEventListener("change", (event) => this.editsStart && this.start(event.target));
+    byId("start").addEventListener("keydown", (event) => event.key === "Enter" && this.start(event.target));
     byId("speed").addEventListener("change", (event) => this.speed(event.target.value));
     byId("seed").addEventListener("change", (event) => send({ type: "seed", value: Number(event.target.value) }));
     byId("checkpoint").addEventListener("change", (event) => {
@@ -30,14 +37,13 @@ export class Controls {
 
   hello(message) {
     const speeds = message.speeds.map(String);
-    if (!speeds.includes("max")) speeds.push("max");
     fillSelect(
       byId("speed"),
       speeds.map((speed) => [speed, speed === "max" ? "max" : `${speed}×`]),
     );
     fillSelect(
       byId("seed"),
-      Array.from({ length: message.run.seeds }, (_, i) => [String(i), String(i)]),
+      Array.from({ length: Math.min(message.run.seeds, MOST_SEEDS) }, (_, i) => [String(i), String(i)]),
     );
     byId("seed-field").hidden = message.run.seeds < 2;
     byId("follow-field").hidden = !message.live;
@@ -81,9 +87,18 @@ export class Controls {
     this.send({ type: "step" });
   }
 
+  /** The nearest whole number that there is, which the field then shows; of no number that of before stays. */
   start(field) {
-    const value = Math.max(0, Math.trunc(Number(field.value)));
-    if (field.value !== "" && Number.isSafeInteger(value)) this.send({ type: "start", value });
+    this.editsStart = false;
+    const given = field.value;
+    if (given !== "") {
+      const value = Math.min(Math.max(Math.trunc(Number(given)), 0), LAST_START);
+      this.shownStart = String(value);
+      const numbers = `whole numbers from 0 to ${whole(LAST_START)}`;
+      if (value !== Number(given)) notify(`Starts are ${numbers}: ${whole(value)} was taken.`);
+      this.send({ type: "start", value });
+    }
+    field.value = this.shownStart;
   }
 
   speed(value) {
@@ -100,6 +115,7 @@ export class Controls {
 
   key(event) {
     if (event.ctrlKey || event.metaKey || event.altKey || isField(event.target)) return;
+    if (byId("controls").inert || byId("controls").hidden) return;
     if (event.repeat && event.key !== ".") return;
     // Space works what has the focus, if anything does.
     const taken = event.target instanceof Element && event.target.closest("button:not(.handle), a, summary, input");

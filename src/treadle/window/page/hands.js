@@ -5,24 +5,40 @@ const FINE_STEP = 0.005;
 const LEAST_PIXELS = 36;
 const ANSWERED_MS = 300;
 const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1] };
-const SIGNS = { ArrowLeft: "←", ArrowRight: "→", ArrowUp: "↑", ArrowDown: "↓" };
+const SIGNS = {
+  ArrowLeft: "←",
+  ArrowRight: "→",
+  ArrowUp: "↑",
+  ArrowDown: "↓",
+  PageUp: "PgUp",
+  PageDown: "PgDn",
+  " ": "space",
+};
+/** Pixels around a thing at which its ring is drawn. */
+const RING = 5;
 
-/** The scene's handles: a button over each, which a mouse, a finger and the arrow keys move. */
+/** The scene's handles: a button over each, which a mouse, a finger and the arrow keys move. Handles such as "target"
+ * and "target (side)" are one thing in two views. */
 export class Handles {
-  constructor(view, send, option) {
+  /** `option` is the box for following the pointer, `hint` the line that says what can be dragged. */
+  constructor(view, send, option, hint) {
     this.view = view;
+    this.hint = hint;
+    this.isTouched = false;
+    this.targets = [];
     this.send = send;
     this.option = option;
     this.follow = option.querySelector("input");
     this.buttons = new Map();
     this.scene = null;
-    this.waiting = null;
+    this.waiting = new Map();
     this.wanted = null;
     view.onResize = () => this.place();
     view.stage.addEventListener("pointermove", (event) => {
-      if (this.follow.checked && this.target && event.pointerType !== "touch" && !event.buttons) {
-        this.drag(this.target, this.world(event));
-      }
+      if (!this.follow.checked || this.targets.length === 0 || event.pointerType === "touch" || event.buttons) return;
+      const place = this.world(event);
+      const target = this.targets.find((name) => isWithin(place, this.viewOf(name)));
+      if (target) this.drag(target, place);
     });
   }
 
@@ -35,10 +51,16 @@ export class Handles {
         this.buttons.delete(name);
       }
     }
-    const targets = handles.filter(([name]) => name === "goal" || name === "target");
-    this.target = targets.length === 1 ? targets[0][0] : null;
-    this.option.hidden = !this.target;
-    if (this.target) this.option.querySelector("span").textContent = `the ${this.target} follows the pointer`;
+    const things = new Set(handles.map(([name]) => thing(name)));
+    const followers = [...things].filter((name) => things.size === 1 || name === "goal" || name === "target");
+    const names = handles.map(([name]) => name);
+    this.targets = followers.length === 1 ? names.filter((name) => thing(name) === followers[0]) : [];
+    this.option.hidden = this.targets.length === 0;
+    if (!this.option.hidden) this.option.querySelector("span").textContent = `the ${followers[0]} follows the pointer`;
+    const kinds = [...new Set([...things].map((name) => name.replace(/ \d+$/, "")))];
+    const text = `drag ${kinds.map((kind) => (things.has(kind) ? `the ${kind}` : `any ${kind}`)).join(" or ")}`;
+    if (this.hint.textContent !== text) this.hint.textContent = text;
+    this.hint.hidden = handles.length === 0;
     this.place();
   }
 
@@ -49,7 +71,7 @@ export class Handles {
     const pixels = this.view.picture.clientWidth / (right - left);
     for (const [name, x, y, radius] of this.scene.handles ?? []) {
       const button = this.buttons.get(name) ?? this.make(name);
-      const size = Math.max(LEAST_PIXELS, 2 * radius * pixels);
+      const size = Math.max(LEAST_PIXELS, 2 * (radius * pixels + RING));
       button.style.width = button.style.height = `${size}px`;
       button.style.left = `${(x - left) * pixels}px`;
       button.style.top = `${(top - y) * pixels}px`;
@@ -85,6 +107,15 @@ export class Handles {
     return button;
   }
 
+  /** The part of the scene in which a handle moves, as low and high corners: the widest ground that it lies on, of
+   * which views beside one another have one each. */
+  viewOf(name) {
+    const [, x, y] = this.handle(name);
+    const grounds = this.scene.shapes.filter((shape) => shape[0] === "polygon" && shape[1] === "ground").map(corners);
+    const under = grounds.filter((ground) => isWithin([x, y], ground)).sort((a, b) => area(b) - area(a));
+    return under[0] ?? [this.scene.low, this.scene.high];
+  }
+
   handle(name) {
     return this.scene.handles.find((handle) => handle[0] === name);
   }
@@ -118,23 +149,39 @@ export class Handles {
     return [Math.min(Math.max(x, low[0]), high[0]), Math.min(Math.max(y, low[1]), high[1])];
   }
 
-  /** At most one message for each picture of the screen: the last place. */
+  /** At most one message of each handle for each picture of the screen: its last place. */
   drag(handle, [x, y]) {
-    const first = this.waiting === null;
-    this.waiting = { type: "drag", handle, x, y };
-    if (first) {
+    this.isTouched = true;
+    if (this.waiting.size === 0) {
       requestAnimationFrame(() => {
-        this.send(this.waiting);
-        this.waiting = null;
+        for (const message of this.waiting.values()) this.send(message);
+        this.waiting.clear();
       });
     }
+    this.waiting.set(handle, { type: "drag", handle, x, y });
   }
+}
+
+/** What is moved by a handle. */
+const thing = (name) => name.replace(/ \(.*\)$/, "");
+
+const isWithin = ([x, y], [low, high]) => x >= low[0] && x <= high[0] && y >= low[1] && y <= high[1];
+const area = ([low, high]) => (high[0] - low[0]) * (high[1] - low[1]);
+
+function corners([, , points]) {
+  const [xs, ys] = [0, 1].map((odd) => points.filter((_, i) => i % 2 === odd));
+  return [
+    [Math.min(...xs), Math.min(...ys)],
+    [Math.max(...xs), Math.max(...ys)],
+  ];
 }
 
 /** Arrow keys held down, on the keyboard or on the screen, in the order in which they were pressed. */
 export class Steering {
-  constructor(pad, send) {
+  /** `help` has a list for what the keys do. */
+  constructor(pad, help, send) {
     this.pad = pad;
+    this.help = help;
     this.send = send;
     this.keys = [];
     this.held = [];
@@ -149,20 +196,38 @@ export class Steering {
     document.addEventListener("visibilitychange", () => document.hidden && this.releaseAll());
   }
 
-  offer(keys) {
+  /** `does` says in words what a key does, where that is known. */
+  offer(keys, does) {
     this.held = [];
-    if (keys.join() === this.keys.join()) return;
+    const now = JSON.stringify([keys, does]);
+    if (now === this.offered) return;
+    this.offered = now;
     this.keys = keys;
-    this.pad.hidden = keys.length === 0;
+    this.does = does;
+    this.pad.hidden = this.help.hidden = keys.length === 0;
     this.pad.replaceChildren(...keys.map((key) => this.button(key)));
+    this.help.querySelector("dl").replaceChildren(...keys.map((key) => this.row(key)));
+  }
+
+  /** Of the help. */
+  row(key) {
+    const [row, term, said, sign] = ["div", "dt", "dd", "kbd"].map((kind) => document.createElement(kind));
+    sign.textContent = SIGNS[key] ?? key;
+    said.textContent = this.does[key] ?? plain(key);
+    term.append(sign);
+    row.append(term, said);
+    return row;
   }
 
   button(key) {
     const button = document.createElement("button");
     button.type = "button";
     button.dataset.key = key;
-    button.textContent = SIGNS[key] ?? key;
-    button.setAttribute("aria-label", `steer ${key.replace("Arrow", "").toLowerCase()}`);
+    const [sign, said] = [document.createElement("span"), document.createElement("small")];
+    sign.textContent = SIGNS[key] ?? key;
+    said.textContent = this.does[key] ?? "";
+    button.append(sign, said);
+    button.setAttribute("aria-label", `steer: ${this.does[key] ?? plain(key)}`);
     button.addEventListener("pointerdown", (event) => {
       button.setPointerCapture(event.pointerId);
       this.press(key);
@@ -196,6 +261,8 @@ export class Steering {
     this.send({ type: "keys", held: this.held });
   }
 }
+
+const plain = (key) => key.replace("Arrow", "").replace("Page", "page ").toLowerCase();
 
 /** Whether an element is typed into: neither shortcuts nor steering may take its keys. */
 export function isField(element) {

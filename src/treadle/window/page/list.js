@@ -3,25 +3,34 @@
 import { duration, progress, short } from "./format.js";
 
 const PERIOD_MS = 5000;
+/** Until the rest of long metrics is asked for. */
+const SOON_MS = 100;
 const SVG = "http://www.w3.org/2000/svg";
 const [WIDE, HIGH] = [280, 44];
 
 export class RunList {
-  constructor(first, onChange) {
+  constructor(onChange) {
     this.onChange = onChange;
     this.rows = new Map();
-    this.show(first);
-    setInterval(() => document.hidden || this.refresh(), PERIOD_MS);
     document.addEventListener("visibilitychange", () => document.hidden || this.refresh());
+    this.refresh();
   }
 
   async refresh() {
-    try {
-      this.show(await fetchRuns());
-      this.onChange(true);
-    } catch {
-      this.onChange(false);
+    clearTimeout(this.timer);
+    let wait = PERIOD_MS;
+    if (!document.hidden) {
+      try {
+        const found = await fetchRuns();
+        this.show(found);
+        if (!found.runs.every((run) => run.is_whole)) wait = SOON_MS;
+        this.onChange(true);
+      } catch {
+        this.onChange(false);
+      }
     }
+    clearTimeout(this.timer);
+    this.timer = setTimeout(() => this.refresh(), wait);
   }
 
   show({ folder, runs }) {
@@ -46,8 +55,10 @@ export class RunList {
   }
 }
 
-export async function fetchRuns() {
-  const answer = await fetch("/api/runs", { cache: "no-store" });
+export const fetchRuns = () => fetched("/api/runs");
+
+export async function fetched(path) {
+  const answer = await fetch(path, { cache: "no-store" });
   if (!answer.ok) throw new Error(`the server answered ${answer.status}`);
   return answer.json();
 }
@@ -72,7 +83,9 @@ class Row {
     state.append(this.status, this.step);
     this.score = make("strong", "");
     const scored = make("div", "run-score");
-    scored.append(this.score, make("span", "about", "score"));
+    this.when = make("span", "about");
+    scored.append(this.score, this.when);
+    scored.title = "the return of the last episodes in training";
     this.problem = make("p", "run-problem");
     this.element.append(names, curve, state, scored, this.problem);
   }
@@ -91,6 +104,7 @@ class Row {
     const far = progress(run);
     set(this.step, run.wall_seconds ? `${far} · ${duration(run.wall_seconds)}` : far);
     set(this.score, short(run.score));
+    set(this.when, run.status === "running" ? "return so far" : "return at the end");
     this.path.setAttribute("d", outline(run.curve, run.total_timesteps));
   }
 }

@@ -1,6 +1,6 @@
 // Which page this is: the list of a folder's runs, or one run.
 
-import { fetchRuns, RunList } from "./list.js";
+import { fetched, RunList } from "./list.js";
 import { startTheme } from "./theme.js";
 import { Watch } from "./watch.js";
 
@@ -11,27 +11,26 @@ const onChange = (connected) => {
   byId("lost").hidden = connected;
 };
 
+const asked = location.pathname.match(/^\/run\/([^/]+)$/)?.[1];
+
 async function begin() {
   let found;
   try {
-    found = await fetchRuns();
+    found = await fetched(asked ? `/api/about/${asked}` : "/api/about");
   } catch {
     onChange(false);
     setTimeout(begin, AGAIN_MS);
     return;
   }
   onChange(true);
-  const asked = location.pathname.match(/^\/run\/([^/]+)$/);
-  const name = asked ? decodeURIComponent(asked[1]) : found.folder === null ? found.runs[0]?.name : null;
-  const run = found.runs.find((other) => other.name === name) ?? { name, problem: "unknown" };
   byId("home").setAttribute("aria-label", found.folder === null ? "Treadle" : "Treadle: all runs");
-  if (name) {
+  if (found.run) {
     byId("home").classList.toggle("back", found.folder !== null);
     byId("watch").hidden = false;
-    new Watch(run);
+    new Watch(found.run);
   } else {
     byId("list").hidden = false;
-    new RunList(found, onChange);
+    new RunList(onChange);
   }
 }
 

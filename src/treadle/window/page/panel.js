@@ -12,6 +12,8 @@ export class Numbers {
   constructor() {
     this.successes = [];
     this.counted = null;
+    this.episode = null;
+    this.isHelped = false;
   }
 
   show(frame) {
@@ -22,18 +24,24 @@ export class Numbers {
     const ended = byId("ended");
     ended.hidden = !frame.ended;
     if (frame.ended) {
-      const how = frame.ended === "truncated" ? "time limit" : "episode over";
-      ended.textContent = frame.success === null ? how : `${how}: ${frame.success ? "reached" : "not reached"}`;
+      ended.textContent = ending(frame);
       ended.classList.toggle("good", frame.success === true);
     }
-    byId("person").hidden = !frame.person;
+  }
+
+  /** A person has a hand in the episode that is being played. */
+  help() {
+    this.isHelped = true;
   }
 
   /** To be told of every frame, drawn or not: an end may be seen in one only. */
   count(frame) {
+    if (frame.episode !== this.episode) this.isHelped = false;
+    this.episode = frame.episode;
+    this.isHelped ||= frame.person;
     if (!frame.ended || frame.success === null || frame.episode === this.counted) return;
     this.counted = frame.episode;
-    this.successes.push(frame.success);
+    this.successes.push({ isReached: frame.success, isHelped: this.isHelped });
     if (this.successes.length > REMEMBERED) this.successes.shift();
     this.changed = true;
   }
@@ -47,23 +55,33 @@ export class Numbers {
     if (!this.changed) return;
     this.changed = false;
     byId("successes").hidden = this.successes.length === 0;
-    const reached = this.successes.filter(Boolean).length;
-    const of = this.successes.length < REMEMBERED ? this.successes.length : `the last ${REMEMBERED}`;
-    byId("share").textContent = `reached in ${reached} of ${of} episodes`;
+    const own = this.successes.filter(({ isHelped }) => !isHelped);
+    const reached = own.filter(({ isReached }) => isReached).length;
+    const of = this.successes.length < REMEMBERED ? own.length : `the last ${own.length}`;
+    const without = own.length < this.successes.length ? " without help" : "";
+    const share = `reached in ${reached} of ${of} episodes${without}`;
+    byId("share").textContent = own.length > 0 ? share : "no episode without help yet";
     byId("marks").replaceChildren(
-      ...this.successes.map((success) => {
-        const mark = document.createElement("i");
-        mark.className = success ? "yes" : "no";
-        return mark;
-      }),
+      ...this.successes.map(({ isReached, isHelped }) =>
+        part("i", `${isReached ? "yes" : "no"} ${isHelped ? "helped" : ""}`),
+      ),
     );
   }
+}
+
+/** How an episode ended, in a few words. */
+function ending({ ended, success, step }) {
+  const after = `after ${whole(step)} ${step === 1 ? "step" : "steps"}`;
+  const result = success === null ? "" : success ? ": reached" : ": not reached";
+  if (ended === "truncated") return `time is up ${after}${result}`;
+  return success ? `reached ${after}` : `terminated ${after}${result}`;
 }
 
 /** Bars of everything the method can tell. The rows are made once and filled anew. */
 export class Bars {
   constructor(parent, actions) {
     this.parent = parent;
+    this.card = parent.closest("section");
     this.actions = actions;
     this.groups = new Map();
     parent.replaceChildren();
@@ -76,7 +94,12 @@ export class Bars {
     byId("value").textContent = short(insight.value);
     byId("action-field").hidden = kind !== "discrete";
     if (kind === "discrete") {
-      byId("action").textContent = frame.action === null ? "–" : (names[frame.action] ?? `number ${frame.action}`);
+      // A person is not bound to the agent's choice: where actions were made discrete, theirs are numbers still.
+      byId("action").textContent = Array.isArray(frame.action)
+        ? frame.action.map(fixed).join(", ")
+        : frame.action === null
+          ? "–"
+          : (names[frame.action] ?? `number ${frame.action}`);
       this.fill("q_values", "action values", insight.q_values, () => new QBars(names));
       this.fill("probabilities", "action probabilities", insight.probabilities, () => new ShareBars(names));
     } else {
@@ -88,6 +111,7 @@ export class Bars {
         () => new ActionBars(this.actions),
       );
     }
+    this.card.hidden = kind !== "discrete" && !this.groups.size && !Number.isFinite(insight.value);
   }
 
   fill(key, title, values, make) {
@@ -143,6 +167,11 @@ class Rows {
 }
 
 class ShareBars extends Rows {
+  constructor(names) {
+    super(names);
+    this.element.append(choiceKey());
+  }
+
   show(shares) {
     const most = Math.max(...shares);
     this.rows.forEach((_, i) => this.fill(i, 0, shares[i], `${(100 * shares[i]).toFixed(1)}%`, shares[i] === most));
@@ -159,7 +188,7 @@ class QBars extends Rows {
     this.lowEnd = part("span", "");
     this.highEnd = part("span", "");
     this.ends.append(this.lowEnd, this.highEnd);
-    this.element.append(this.ends);
+    this.element.append(this.ends, choiceKey());
   }
 
   show(values) {
@@ -225,6 +254,8 @@ class ActionBars extends Rows {
     });
   }
 }
+
+const choiceKey = () => part("p", "key", "dot and bold: the agent's choice here");
 
 function part(kind, className, text = "") {
   const element = document.createElement(kind);

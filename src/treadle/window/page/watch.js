@@ -5,6 +5,7 @@ import { Connection } from "./connection.js";
 import { Controls } from "./controls.js";
 import { progress, short, whole } from "./format.js";
 import { Handles, Steering } from "./hands.js";
+import { fetchRuns } from "./list.js";
 import { notify } from "./notices.js";
 import { Bars, Numbers } from "./panel.js";
 import { SceneView } from "./scene.js";
@@ -13,6 +14,9 @@ import { whenThemeChanges } from "./theme.js";
 const WISHES = ["speed", "seed", "checkpoint", "follow", "start"];
 /** Charts of the episode are drawn less often than the scene: nobody sees the difference, and they cost more. */
 const CHART_MS = 100;
+const LOADING = "Loading the run; compiling its first step takes a few seconds ...";
+/** What is of no use while nobody answers. */
+const HANDS = ["controls", "stage", "pad", "options"];
 
 const byId = (id) => document.getElementById(id);
 
@@ -25,8 +29,8 @@ export class Watch {
     this.view = new SceneView(byId("stage"), byId("picture"), byId("canvas"));
     const send = (message) => this.send(message);
     this.controls = new Controls(send);
-    this.handles = new Handles(this.view, send, byId("follow-pointer-option"));
-    this.steering = new Steering(byId("pad"), send);
+    this.handles = new Handles(this.view, send, byId("follow-pointer-option"), byId("drag-hint"));
+    this.steering = new Steering(byId("pad"), byId("help-steer"), send);
     this.numbers = new Numbers();
     this.episode = new EpisodeCurves(byId("return-chart"), byId("reward-chart"));
     this.learning = new LearningCurves(byId("curves"), byId("return-curve"), byId("others"), byId("legend"));
@@ -39,15 +43,29 @@ export class Watch {
     byId("overlay").addEventListener("change", () => this.showTable());
     whenThemeChanges(() => this.view.draw());
     this.wasLost = false;
+    /** Whether the frame is of the server that answers now. */
+    this.isFresh = false;
     const onChange = (connected) => {
       byId("lost").hidden = connected;
       this.wasLost ||= !connected;
+      if (!connected) this.lose();
     };
     this.connection = new Connection(
       `/ws/${encodeURIComponent(run.name)}`,
       (message) => this.receive(message),
       onChange,
     );
+  }
+
+  /** Nothing can be asked for until the server is there again. */
+  async lose() {
+    this.isFresh = false;
+    for (const id of HANDS) byId(id).inert = true;
+    // A socket that is refused does not say why: there may be another server now.
+    const found = await fetchRuns().catch(() => null);
+    const isGone = found !== null && !found.runs.some(({ name }) => name === this.run.name);
+    byId("lost-text").textContent = isGone ? "This server now shows other runs." : "Connection lost, trying again.";
+    byId("lost-home").hidden = !isGone;
   }
 
   /** What is asked for is kept: after a loss the server may be a new one, and is asked again. */
@@ -59,6 +77,10 @@ export class Watch {
       if (message.type === "checkpoint") this.wish.follow = false;
     }
     this.connection.send(message);
+    if (message.type === "drag") {
+      this.numbers.help();
+      this.hint();
+    } else if (message.type === "keys") this.showPerson();
   }
 
   receive(message) {
@@ -69,23 +91,21 @@ export class Watch {
     else if (message.type === "notice") this.notice(message);
     else if (message.type === "checkpoints") {
       this.controls.offer(message.checkpoints);
+      this.awaitFrame(message.checkpoints);
       this.headline({ status: message.status, step: message.step });
     }
   }
 
   hello(message) {
-    byId("controls").inert = false;
+    for (const id of HANDS) byId(id).inert = false;
+    this.isFresh = false;
+    this.awaitFrame(message.checkpoints);
     this.restoring = this.wasLost && this.wish !== null;
     this.wasLost = false;
     this.numbers.counted = null;
     this.controls.hello(message);
-    this.steering.offer(message.keys);
+    this.steering.offer(message.keys, message.key_actions ?? {});
     this.bars = new Bars(byId("bars"), message.actions);
-    byId("help-steer").hidden = message.keys.length === 0;
-    byId("help-keys").textContent =
-      message.keys.length === 4
-        ? "arrows"
-        : message.keys.map((key) => key.replace("Arrow", "").toLowerCase()).join(" ");
     byId("command").hidden = !message.run.command;
     byId("command").textContent = message.run.command ?? "";
     this.evaluated = message.evaluated;
@@ -113,6 +133,12 @@ export class Watch {
   }
 
   receiveFrame(frame) {
+    this.isFresh = true;
+    // Of another session, to which the episodes of the last do not belong.
+    if (this.frame && frame.number < this.frame.number) {
+      this.numbers.forget();
+      this.episode.forget();
+    }
     if (this.restoring) this.restore(frame);
     else this.wish = { ...frame.control };
     if (this.frame && frame.control.checkpoint !== this.frame.control.checkpoint) this.numbers.forget();
@@ -140,7 +166,8 @@ export class Watch {
   drawFrame(now) {
     const { frame } = this;
     this.drawn = true;
-    byId("waiting").hidden = true;
+    if (this.isFresh) byId("waiting").hidden = true;
+    byId("controls").hidden = byId("episode-card").hidden = false;
     if (frame.scene) this.view.showScene(frame.scene);
     else if (frame.image) this.view.showImage(frame.image);
     this.handles.show(frame.scene);
@@ -149,6 +176,8 @@ export class Watch {
     this.numbers.drawSuccesses();
     this.bars?.show(frame);
     this.controls.show(frame.control);
+    this.showPerson();
+    this.hint();
     this.learning.watch(frame.control.seed, frame.control.checkpoint);
     if (now - this.chartsDrawn > CHART_MS || !frame.control.playing || frame.ended) {
       this.chartsDrawn = now;
@@ -158,6 +187,17 @@ export class Watch {
       "aria-label",
       `${this.run.environment}, step ${frame.step} of episode ${frame.episode}`,
     );
+  }
+
+  /** Paused, a person's step stays in sight, but steering ends with the last key. */
+  showPerson() {
+    const steers = this.frame?.person && (this.frame.control.playing || this.steering.held.length > 0);
+    byId("person").hidden = !steers;
+  }
+
+  /** What can be dragged is said until somebody has, and whenever there is the time to read it. */
+  hint() {
+    byId("drag-hint").classList.toggle("away", this.handles.isTouched && this.frame?.control.playing);
   }
 
   setTable(message) {
@@ -184,7 +224,21 @@ export class Watch {
 
   notice({ text, level }) {
     // While there is nothing to see its place says why.
-    if (this.frame || level === "error") notify(text, level);
-    if (!this.frame) byId("waiting").textContent = text;
+    if (this.isFresh || level === "error") notify(text, level);
+    if (!this.isFresh) this.say(text, level);
+  }
+
+  /** What was wrong stays in sight until it is mended. */
+  awaitFrame(checkpoints) {
+    const { hidden, dataset } = byId("waiting");
+    if (this.isFresh || checkpoints.length === 0 || (!hidden && dataset.level === "error")) return;
+    this.say(LOADING, "info");
+  }
+
+  say(text, level) {
+    const waiting = byId("waiting");
+    waiting.textContent = text;
+    waiting.dataset.level = level;
+    waiting.hidden = false;
   }
 }
