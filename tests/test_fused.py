@@ -91,6 +91,23 @@ def test_restoring_a_state_goes_on_exactly():
 
 
 @pytest.mark.least_optimised
+@pytest.mark.parametrize("num_seeds", [3, 4])
+def test_whoever_indexes_seeds_makes_no_device_wait_for_another(num_seeds):
+    """Indexing what is spread over two devices is a collective operation, which gives up on a busy machine."""
+
+    def devices(tree):
+        return {len(x.sharding.device_set) for x in jax.tree.leaves(tree)}
+
+    trainer = FusedSeeds(as_float32(SMALL), as_float32(CartPole()), 400, num_seeds=num_seeds)
+    assert devices(trainer._state) == {2}
+    assert devices(trainer.policies()) == {1}
+    assert devices(trainer.state) == {1 if num_seeds == 3 else 2}, "where nothing is to be cut off, all stays there"
+    trainer.restore(trainer.state)
+    assert devices(trainer._state) == {2}
+    assert jax.tree.leaves(trainer.state)[0].shape[0] == num_seeds
+
+
+@pytest.mark.least_optimised
 def test_a_changed_float_option_compiles_nothing_anew():
     world = as_float32(CartPole())
     compiled = seeds._compiled_advance(seed_mesh(1), "map")

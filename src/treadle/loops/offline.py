@@ -95,7 +95,7 @@ class OfflineSeeds(SpreadSeeds[OfflineState]):
             raise TreadleError("this learner was made without the transitions that it is to learn from.")
         step = _compiled_advance(self._mesh, self._layout)
         self._state, metrics = step(self.algorithm, self._rows, self._state, num_updates)
-        metrics = jax.device_get(self._of_seeds(metrics))
+        metrics = self._of_seeds(jax.device_get(metrics))
         shape = (self.num_seeds, num_updates, self.algorithm.num_steps, self.algorithm.num_envs)
         none = np.broadcast_to(np.float32(0.0), shape), np.broadcast_to(np.int32(0), shape)
         return Record(metrics, Episodes(*none))

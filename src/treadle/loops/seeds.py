@@ -43,17 +43,19 @@ class SpreadSeeds(Generic[State]):
     @property
     def state(self) -> State:
         """What a checkpoint keeps. `advance` may reuse its memory: copy what should outlive that."""
-        return self._of_seeds(self._state)
+        return self._state if self._fills_devices else self._of_seeds(self._together(self._state))
 
     def restore(self, state: State) -> None:
         """Go on from a state as `state` returned it."""
-        indices = jnp.asarray(padded(self.num_seeds, self._mesh))
-        self._state = jax.device_put(jax.tree.map(lambda x: x[indices], state), self._sharding)
+        if not self._fills_devices:
+            indices = jnp.asarray(padded(self.num_seeds, self._mesh))
+            state = jax.tree.map(lambda x: x[indices], self._together(state))
+        self._state = jax.device_put(state, self._sharding)
 
     def policies(self) -> PyTree:
-        """What acting greedily needs, of all seeds."""
-        state: Any = self.state
-        return self.algorithm.policy(state.algorithm)
+        """What acting greedily needs, of all seeds, on one device."""
+        state: Any = self._state
+        return self._of_seeds(self._together(self.algorithm.policy(state.algorithm)))
 
     def close(self) -> None:
         """Nothing to release."""
@@ -67,6 +69,16 @@ class SpreadSeeds(Generic[State]):
     def _of_seeds(self, tree: Any) -> Any:
         """Without what fills up the devices."""
         return jax.tree.map(lambda x: x[: self.num_seeds], tree)
+
+    def _together(self, tree: Any) -> Any:
+        """On one device. To index what is spread over several makes them wait for each other, which on a busy machine
+        has taken so long that XLA gave up, and with it the process."""
+        return tree if self._mesh.size == 1 else jax.device_put(tree, self._mesh.devices.flat[0])
+
+    @property
+    def _fills_devices(self) -> bool:
+        """Whether the devices divide the number of seeds."""
+        return self.num_seeds % self._mesh.size == 0
 
     @property
     def _sharding(self) -> NamedSharding:
@@ -94,7 +106,7 @@ class FusedSeeds(SpreadSeeds[TrainState]):
         """`num_updates` rounds of every seed: metrics `[S, N]`, episodes `[S, N, T, B]`, as NumPy arrays."""
         step = _compiled_advance(self._mesh, self._layout, *([True] if self.keep_data else []))
         self._state, record = step(self.algorithm, self.environment, self._state, num_updates)
-        return jax.device_get(self._of_seeds(record))
+        return self._of_seeds(jax.device_get(record))
 
 
 def padded(num_seeds: int, mesh: Mesh) -> list[int]:
