@@ -18,12 +18,13 @@ from safetensors.numpy import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from treadle import checkpoint, metrics
+from treadle.algorithms.q_learning import QLearning
 from treadle.cli import main
-from treadle.errors import NonFinite
+from treadle.errors import NonFinite, TreadleError
 from treadle.loops.host import HostSeeds
 from treadle.loops.seeds import FusedSeeds
 from treadle.records import check_policy
-from treadle.run import Run
+from treadle.run import Run, RunConfig
 
 STEPS, PERIOD = 400, 80
 SETTINGS = "--preset none --learning-starts 50 --batch-size 8 --capacity 150 --hidden-sizes 8 --target-update-period 30"
@@ -505,3 +506,15 @@ def test_a_run_without_a_checkpoint_says_how_to_begin_again(copy, capsys):
         assert "has no checkpoint" in told and "treadle train dqn CartPole-v1" in told
     assert resume(copy, "--checkpoint", str(copy / "nothing.safetensors")) == 2
     assert "there is no checkpoint" in capsys.readouterr().err
+
+
+def test_to_start_anew_is_to_do_so_in_the_folder_at_hand(tmp_path):
+    """A run that was moved must not replace another that stands where it was."""
+    config = RunConfig(out=str(tmp_path / "there"))
+    command = ["treadle", "train", "q-learning", "Maze", "--out", str(tmp_path / "there"), "--overwrite"]
+    Run.create("q-learning", "Maze", QLearning(), config, command)
+    (tmp_path / "there").rename(tmp_path / "here")
+    moved = Run.open(tmp_path / "here")
+    assert moved.anew_command == f"treadle train q-learning Maze --out {tmp_path / 'here'} --overwrite"
+    with pytest.raises(TreadleError, match=r"no checkpoint\. Start it anew: treadle train q-learning Maze --out .*here"):
+        moved.restore(moved.trainer())

@@ -465,10 +465,9 @@ def test_another_seed_goes_on_in_the_same_place(played: Played):
     assert frame["insight"]["q_values"] in table["values"]
     player: Any = played.stage._player
     player.follow = None
-    assert played.turn(Command("seed", 0)) is None
+    assert played.frame(Command("seed", 0))["control"]["seed"] == 1, "the page is told what holds instead"
     assert played.told[0]["text"].startswith("That failed: TypeError")
-    assert played.frame(Command("step"))["control"]["seed"] == 1
-    assert played.turn(Command("seed", 2)) is None
+    assert played.frame(Command("seed", 2))["control"]["seed"] == 1
     assert "no seed 2" in played.told[0]["text"] and played.told[0]["level"] == "error"
 
 
@@ -541,14 +540,28 @@ def test_a_damaged_checkpoint_is_told_and_the_former_plays_on(run_folder: Path):
     played.stage.close()
 
 
-def test_a_run_whose_newest_checkpoint_is_damaged_plays_once_there_is_another(run_folder: Path):
-    path = Run.open(run_folder).checkpoints()[-1]
-    data = path.read_bytes()
-    path.write_bytes(data[:-5])
+def test_a_run_whose_newest_checkpoint_is_damaged_shows_the_one_before(run_folder: Path):
+    earlier, newest = Run.open(run_folder).checkpoints()[-2:]
+    newest.write_bytes(newest.read_bytes()[:-5])
+    played = Played(run_folder)
+    played.turn(Command("news"))
+    shown = played.turn()
+    assert shown is not None and shown["control"]["checkpoint"] == int(earlier.stem[5:])
+    (told,) = [message["text"] for message in played.told if message["type"] == "notice"]
+    assert "damaged" in told and told.endswith(f"is shown instead of that at step {STEPS:,}.")
+    played.stage.close()
+
+
+def test_a_run_whose_only_checkpoint_is_damaged_plays_once_it_is_whole(run_folder: Path):
+    *others, newest = Run.open(run_folder).checkpoints()
+    for path in others:
+        path.unlink()
+    data = newest.read_bytes()
+    newest.write_bytes(data[:-5])
     played = Played(run_folder, live=True)
     played.turn(Command("news"))
     assert played.turn() is None and "damaged" in played.told[0]["text"]
-    path.write_bytes(data)
+    newest.write_bytes(data)
     assert played.frame(Command("news"))["control"]["playing"]
     played.stage.close()
 

@@ -112,7 +112,7 @@ def check(run: Run, step: int) -> None:
         raise DatasetError(
             f"the transitions of {run.folder} are kept up to step {reached:,} only, and it would go on from step "
             f"{step:,}. Without the files that are missing in {run.folder / FOLDER} (or {run.config.save_data}, once "
-            f"the run has finished) it cannot go on; start it anew: {run.info['command']}"
+            f"the run has finished) it cannot go on; start it anew: {run.anew_command}"
         )
     target = Path(str(run.config.save_data))
     if target.exists() and not run.config.overwrite and not _is_own(run, target):

@@ -165,6 +165,16 @@ class Run:
     def resume_command(self) -> str:
         return " ".join(["treadle resume", shlex.quote(str(self.folder)), *self._imports()])
 
+    @property
+    def anew_command(self) -> str:
+        """What trains this run anew, in this folder, wherever it was at first."""
+        words = shlex.split(self.info["command"] or "treadle train ...")
+        while "--out" in words:
+            at = words.index("--out")
+            del words[at : at + 2]
+        kept = [word for word in words if word != "--overwrite" and not word.startswith("--out=")]
+        return shlex.join([*kept, "--out", str(self.folder), "--overwrite"])
+
     def algorithm(self, **own: Any) -> Algorithm:
         """The algorithm with the settings of this run.
 
@@ -228,7 +238,7 @@ class Run:
         if checksum(path) != self.info["data_checksum"]:
             raise TreadleError(
                 f"{path} has changed since {self.folder} began to learn from it. Put the former file back, or start "
-                f"anew: {self.info['command']}"
+                f"anew: {self.anew_command}"
             )
         return Dataset.load(path)
 
@@ -253,7 +263,13 @@ class Run:
     def restore(self, trainer: Trainer, path: Path | None = None) -> int:
         """Put a checkpoint (the last, unless named) into a trainer; the step at which it was taken. Raises what
         `load` does."""
-        state, step = self.load(trainer.state, path)
+        try:
+            state, step = self.load(trainer.state, path)
+        except checkpoint.CheckpointError as error:
+            found = self.checkpoints()
+            others = [p for p in found if p != (path or found[-1])]
+            hint = f" Another one is at hand: --checkpoint {shlex.quote(str(others[-1]))}" if others else ""
+            raise checkpoint.CheckpointError(f"{error}{hint}") from None
         trainer.restore(state)
         return step
 
@@ -266,18 +282,11 @@ class Run:
         found = self.checkpoints()
         if path is None:
             if not found:
-                raise TreadleError(
-                    f"{self.folder} has no checkpoint. Start it anew, with --overwrite: {self.info['command']}"
-                )
+                raise TreadleError(f"{self.folder} has no checkpoint. Start it anew: {self.anew_command}")
             path = found[-1]
-        try:
-            described = checkpoint.read_metadata(path)
-            self._check_belongs(path, described)
-            state, _ = checkpoint.load(path, like, wanted)
-        except checkpoint.CheckpointError as error:
-            others = [p for p in found if p != path]
-            hint = f" An earlier one is at hand: --checkpoint {shlex.quote(str(others[-1]))}" if others else ""
-            raise checkpoint.CheckpointError(f"{error}{hint}") from None
+        described = checkpoint.read_metadata(path)
+        self._check_belongs(path, described)
+        state, _ = checkpoint.load(path, like, wanted)
         return state, int(described["step"])
 
     def _check_belongs(self, path: Path, described: dict[str, Any]) -> None:

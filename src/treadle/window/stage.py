@@ -81,6 +81,8 @@ class Stage:
         self._held = {client: held for client, held in self._held.items() if client in present}
         changed = False
         for command in commands:
+            # Where it fails, what is shown says what holds instead.
+            changed |= command.kind in ("checkpoint", "seed")
             with self._telling(command.client):
                 changed |= self._obey(command)
         with self._telling():
@@ -285,12 +287,13 @@ class Stage:
 
     def _load(self, step: int | None) -> None:
         """Take the policy of a checkpoint, the newest unless `step` says another. One that is gone, because training
-        keeps a few, is replaced by the newest."""
+        keeps a few, is replaced by the newest, and a newest that is damaged by the one before."""
         assert self._run is not None
         if self._policies is None:
             self._policies = Policies(self._run)
-        for _ in range(5):
-            found = {step_of(path): path for path in self._run.checkpoints()}
+        damaged: dict[int, CheckpointError] = {}
+        for _ in range(10):
+            found = {s: path for path in self._run.checkpoints() if (s := step_of(path)) not in damaged}
             if step is not None and step not in found:
                 self._tell(f"The checkpoint at step {step:,} is no longer there; the newest is shown instead.")
                 step = None
@@ -299,17 +302,22 @@ class Stage:
             path = found[max(found) if step is None else step]
             try:
                 states, loaded = self._policies.load(path)
-            except CheckpointError:
-                if path.exists():
+            except CheckpointError as error:
+                if not path.exists():
+                    continue  # training has just removed it
+                if step is not None:
                     raise
-                continue  # training has just removed it
+                damaged[step_of(path)] = error
+                continue
+            for at, error in damaged.items():
+                self._tell(f"{error} The one at step {loaded:,} is shown instead of that at step {at:,}.", "error")
             self._take(states, self._seed)
             is_first, self._checkpoint, self._states = self._checkpoint is None, loaded, states
             if is_first:
                 self._begin(self._start)
                 self._due = self._clock() + self._period(False)
             return
-        raise TreadleError(f"{self.name} has no checkpoint any longer.")
+        raise next(iter(damaged.values()), TreadleError(f"{self.name} has no checkpoint any longer."))
 
     def _take(self, states: PyTree, seed: int) -> None:
         """Play by the policy of a seed."""
