@@ -516,5 +516,5 @@ def test_to_start_anew_is_to_do_so_in_the_folder_at_hand(tmp_path):
     (tmp_path / "there").rename(tmp_path / "here")
     moved = Run.open(tmp_path / "here")
     assert moved.anew_command == f"treadle train q-learning Maze --out {tmp_path / 'here'} --overwrite"
-    with pytest.raises(TreadleError, match=r"no checkpoint\. Start it anew: treadle train q-learning Maze --out .*here"):
+    with pytest.raises(TreadleError, match=r"Start it anew: treadle train q-learning Maze --out .*here"):
         moved.restore(moved.trainer())

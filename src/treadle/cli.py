@@ -9,6 +9,7 @@ import os
 import shlex
 import signal
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -239,6 +240,9 @@ def _watch(argv: list[str]) -> None:
     _add_import(parser)
     options = parser.parse_args(argv)
 
+    # Until the server is up there is nothing to save, and an interrupt that met one of JAX's callbacks would be lost.
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     from treadle import window
     from treadle.loops.execution import tune_cpu
 

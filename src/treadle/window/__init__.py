@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
+import threading
 import webbrowser
 
 from treadle.algorithms.base import require
@@ -36,6 +38,8 @@ def watch(
         if opens_browser and _has_screen():
             webbrowser.open(url)
 
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     with contextlib.suppress(KeyboardInterrupt):
         serve(runs, Options(live), host, port, listening)
     # The compiler may be at work in a thread still, which nobody waits for.
