@@ -19,8 +19,8 @@ from pathlib import Path
 from playwright.sync_api import Page, sync_playwright
 
 PICTURE = Path(__file__).resolve().parent / "images" / "watch.png"
-WIDTH, HEIGHT = 1200, 1010
-START, INSIDE = 3, 30
+WIDTH, HEIGHT = 1200, 1165
+START, INSIDE = 7, 30
 """The start that is shown, and when: at the step by which the finger has been inside the goal for so many."""
 PAUSED = """inside => {
     const number = id => parseFloat(document.getElementById(id).textContent.replace("\u2212", "-"));
@@ -38,7 +38,7 @@ def take(page: Page, url: str) -> None:
     page.fill("#start", str(START))
     page.press("#start", "Enter")
     page.wait_for_function(PAUSED, arg=INSIDE, polling=50)
-    page.mouse.move(0, 0)
+    page.evaluate("document.activeElement.blur()")
     page.wait_for_timeout(500)
     page.screenshot(path=str(PICTURE))
 

@@ -166,7 +166,7 @@ export class Watch {
   drawFrame(now) {
     const { frame } = this;
     this.drawn = true;
-    if (this.isFresh) byId("waiting").hidden = true;
+    if (this.isFresh) this.showWaiting(false);
     byId("controls").hidden = byId("episode-card").hidden = false;
     if (frame.scene) this.view.showScene(frame.scene);
     else if (frame.image) this.view.showImage(frame.image);
@@ -239,6 +239,11 @@ export class Watch {
     const waiting = byId("waiting");
     waiting.textContent = text;
     waiting.dataset.level = level;
-    waiting.hidden = false;
+    this.showWaiting(true);
+  }
+
+  showWaiting(isShown) {
+    byId("waiting").hidden = !isShown;
+    byId("watch").classList.toggle("is-waiting", isShown);
   }
 }
