@@ -1035,7 +1035,7 @@ def resident() -> int:
 
 
 def test_nothing_grows_while_it_plays(folder: Path):
-    soak(folder, 5_000, 2)
+    soak(folder, 2_500, 2)
 
 
 @pytest.mark.slow
