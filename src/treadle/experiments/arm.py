@@ -7,10 +7,8 @@ where these are random.
 
 from __future__ import annotations
 
-import numpy as np
-
 from treadle import figures
-from treadle.experiment import Claim, Experiment, Trial, Verdict
+from treadle.experiment import Claim, Experiment, Verdict
 from treadle.experiments import common
 from treadle.settings import preset
 
@@ -22,11 +20,9 @@ COLOURS = {DDPG: figures.BLUE, PPO: figures.GREEN, TUTORIAL: figures.VERMILLION}
 
 
 def trial(method, environment, name="default"):
-    """A preset's trial with looks evenly spread over it."""
     chosen = preset("ppo" if method == PPO else "ddpg", environment, name)
-    plain = Trial.of_preset(f"{method}, {GOALS[environment]}", chosen)
-    assert plain.updates is not None
-    return Trial.of_preset(plain.label, chosen, every=plain.updates // LOOKS, observe=common.successes(EPISODES))
+    label = f"{method}, {GOALS[environment]}"
+    return common.trial_with_looks(label, chosen, LOOKS, common.successes(EPISODES))
 
 
 TRIALS = {
@@ -45,9 +41,7 @@ def final(outcomes, method, environment):
 
 def reaches(method, environment):
     def judge(outcomes):
-        shares = final(outcomes, method, environment)
-        each = ", ".join(f"{share:.1%}" for share in shares)
-        return Verdict(bool(shares.mean() >= NEEDED[environment]), f"{shares.mean():.1%}, mean of the seeds: {each}")
+        return common.reach(final(outcomes, method, environment), NEEDED[environment])
 
     needed = f"at least {NEEDED[environment]:.0%} of {EPISODES:,} episodes"
     return Claim(f"{method}, {GOALS[environment]}: the finger is inside at the end of {needed}", judge)
@@ -62,17 +56,10 @@ def is_better_than_the_tutorials(outcomes):
 def draw(figure, outcomes):
     for axes, (environment, goal) in zip(figure.subplots(1, 2, sharey=True), GOALS.items(), strict=True):
         for (method, where), declared in TRIALS.items():
-            if where != environment:
-                continue
-            algorithm = declared.made()[0]
-            shares = 100 * outcomes[declared.label].observed
-            steps = np.arange(1, shares.shape[1] + 1) * declared.every * algorithm.num_steps * algorithm.num_envs
-            axes.plot(steps / 1000, shares.T, color=COLOURS[method], alpha=0.3, linewidth=0.8)
-            axes.plot(steps / 1000, shares.mean(axis=0), color=COLOURS[method], linewidth=1.8, label=method)
-        axes.axhline(100 * NEEDED[environment], color=figures.GREY, linestyle="--", linewidth=1)
-        axes.set_xscale("log")
-        axes.set_ylim(0, 103)
-        figures.dress(axes, f"Inside at the end, {goal}", "thousand steps", "% of episodes")
+            if where == environment:
+                shares = outcomes[declared.label].observed
+                common.share_curve(axes, declared, shares, COLOURS[method], method)
+        common.dress_shares(axes, f"Inside at the end, {goal}", NEEDED[environment])
 
 
 EXPERIMENT = Experiment(

@@ -14,11 +14,12 @@ import numpy as np
 from treadle import exact, figures, registry, study
 from treadle.comparison import CONFIDENCE, contrast
 from treadle.environments.wrappers import learning_reward
-from treadle.experiment import Claim, Outcome, Outcomes, Verdict
+from treadle.experiment import Claim, Outcome, Outcomes, Trial, Verdict
 from treadle.loops import evaluate
 from treadle.loops.looks import Moment, Observe
 from treadle.loops.rollout import make_spec
 from treadle.loops.seeding import purpose
+from treadle.settings import Preset
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,6 +40,35 @@ def successes(episodes: int) -> Observe:
         return jnp.mean(found.successes)
 
     return look
+
+
+def trial_with_looks(label: str, preset: Preset, looks: int, observe: Observe) -> Trial:
+    """A preset's trial with so many looks evenly spread over it."""
+    updates = Trial.of_preset(label, preset).updates
+    assert updates is not None
+    return Trial.of_preset(label, preset, every=updates // looks, observe=observe)
+
+
+def reach(shares: np.ndarray, needed: float) -> Verdict:
+    """Whether the mean of one share a seed `[S]` is as great as needed, and every seed's."""
+    each = ", ".join(f"{share:.1%}" for share in shares)
+    return Verdict(bool(shares.mean() >= needed), f"{shares.mean():.1%}, mean of the seeds: {each}")
+
+
+def share_curve(axes: Axes, trial: Trial, shares: np.ndarray, colour: str, label: str) -> None:
+    """Shares `[S, N]` at a trial's looks in %, against the steps of all its environments: every seed and the mean."""
+    algorithm = trial.made()[0]
+    steps = np.arange(1, shares.shape[1] + 1) * trial.every * algorithm.num_steps * algorithm.num_envs
+    axes.plot(steps / 1000, 100 * shares.T, color=colour, alpha=0.3, linewidth=0.8)
+    axes.plot(steps / 1000, 100 * shares.mean(axis=0), color=colour, linewidth=1.8, label=label)
+
+
+def dress_shares(axes: Axes, title: str, needed: float) -> None:
+    """Axes of such curves, with the share that is needed."""
+    axes.axhline(100 * needed, color=figures.GREY, linestyle="--", linewidth=1)
+    axes.set_xscale("log")
+    axes.set_ylim(0, 103)
+    figures.dress(axes, title, "thousand steps", "% of episodes")
 
 
 def paths_are_optimal(world: Any, q: np.ndarray, gamma: float) -> np.ndarray:

@@ -12,7 +12,7 @@ import numpy as np
 
 from treadle import figures
 from treadle.environments.quadrotor import QuadrotorRoom
-from treadle.experiment import Claim, Experiment, Trial, Verdict
+from treadle.experiment import Claim, Experiment
 from treadle.experiments import common
 from treadle.loops.seeding import purpose
 from treadle.settings import preset
@@ -44,19 +44,9 @@ def look(moment):
     return common.successes(EPISODES)(moment), jnp.swapaxes(places, 0, 1), arrived
 
 
-def trial(label):
-    """A preset's trial with looks evenly spread over it."""
-    chosen = preset(*PRESETS[label], "default")
-    updates = Trial.of_preset(label, chosen).updates
-    assert updates is not None
-    return Trial.of_preset(label, chosen, every=updates // LOOKS, observe=look)
-
-
 def arrives(label):
     def judge(outcomes):
-        shares = outcomes[label].observed[0][:, -1]
-        each = ", ".join(f"{share:.1%}" for share in shares)
-        return Verdict(bool(shares.mean() >= NEEDED), f"{shares.mean():.1%}, mean of the seeds: {each}")
+        return common.reach(outcomes[label].observed[0][:, -1], NEEDED)
 
     return judge
 
@@ -65,15 +55,8 @@ def draw(figure, outcomes):
     curves, above = figure.subplots(1, 2, width_ratios=(1.3, 1))
     for label, colour in COLOURS.items():
         declared = next(t for t in EXPERIMENT.trials if t.label == label)
-        shares = 100 * outcomes[label].observed[0]
-        algorithm = declared.made()[0]
-        steps = np.arange(1, shares.shape[1] + 1) * declared.every * algorithm.num_steps * algorithm.num_envs
-        curves.plot(steps / 1000, shares.T, color=colour, alpha=0.3, linewidth=0.8)
-        curves.plot(steps / 1000, shares.mean(axis=0), color=colour, linewidth=1.8, label=label)
-    curves.axhline(100 * NEEDED, color=figures.GREY, linestyle="--", linewidth=1)
-    curves.set_xscale("log")
-    curves.set_ylim(0, 103)
-    figures.dress(curves, "At the target, nothing touched", "thousand steps", "% of episodes")
+        common.share_curve(curves, declared, outcomes[label].observed[0], colour, label)
+    common.dress_shares(curves, "At the target, nothing touched", NEEDED)
     draw_paths(above, *(x[0, -1] for x in outcomes[DISCRETE].observed[1:]))
 
 
@@ -101,7 +84,9 @@ def draw_paths(axes, places, arrived):
 EXPERIMENT = Experiment(
     about="a quadrotor learns to fly through a room to its target",
     source="a project of the tutorials; Mnih et al. (2015), van Hasselt et al. (2016), Schulman et al. (2017)",
-    trials=tuple(trial(label) for label in PRESETS),
+    trials=tuple(
+        common.trial_with_looks(label, preset(*names, "default"), LOOKS, look) for label, names in PRESETS.items()
+    ),
     draw=draw,
     claims=(
         *(
