@@ -1118,8 +1118,10 @@ def test_a_run_keeps_as_many_checkpoints_as_it_is_told(folder: Path, tmp_path: P
         RunConfig(keep_checkpoints=-1).check()
 
 
-def test_a_run_from_before_there_was_the_setting_opens(run_folder: Path):
+def test_a_run_from_before_there_were_these_settings_opens(run_folder: Path):
     info = json.loads((run_folder / "run.json").read_text())
-    del info["config"]["keep_checkpoints"]
+    for name in ("keep_checkpoints", "layout"):
+        del info["config"][name]
     (run_folder / "run.json").write_text(json.dumps(info))
-    assert Run.open(run_folder).config.keep_checkpoints == 2
+    config = Run.open(run_folder).config
+    assert (config.keep_checkpoints, config.layout) == (2, "auto")

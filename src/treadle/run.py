@@ -446,8 +446,8 @@ def _wrappers(info: dict[str, Any]) -> dict[str, Any]:
     return settings.describe(Wrappers()) | info.get("wrappers", {})
 
 
-_ADDED = {"keep_checkpoints": RunConfig.keep_checkpoints}
-"""What the configuration of a run says nothing of that is from before there was such a setting."""
+_ADDED = {"layout": RunConfig.layout, "keep_checkpoints": RunConfig.keep_checkpoints}
+"""What the configuration of a run says nothing of that is from before there were such settings."""
 _INFO = {
     **dict.fromkeys(("algorithm", "environment", "status"), str),
     **dict.fromkeys(("settings", "config", "versions"), dict),
