@@ -27,6 +27,7 @@ from treadle.loops.choose import (
     make_trainer,
 )
 from treadle.loops.chunks import Chunks
+from treadle.loops.crew import Crew
 from treadle.loops.evaluate import Evaluation
 from treadle.loops.execution import compile_small
 from treadle.loops.host import HostSeeds
@@ -43,7 +44,8 @@ class Agent:
     """One seed of an algorithm in an environment.
 
     `environment` is a name (of Treadle or Gymnasium), a world in JAX, a function that makes a Gymnasium environment,
-    a Gymnasium vector environment, or what `treadle.wrap` or a preset's `task` makes of one of them.
+    a Gymnasium vector environment, or what `treadle.wrap` or a preset's `task` makes of one of them. A `crew` says by
+    how many workers steps are taken, and where: `Crew(workers=2)`.
 
         agent = Agent(DQN(learning_rate=1e-3), "CartPole-v1", seed=0).learn(50_000)
         agent.evaluate(episodes=20).returns.mean()
@@ -52,12 +54,16 @@ class Agent:
     what can be known without making the environment, in `learn` the rest.
     """
 
-    def __init__(self, algorithm: Algorithm, environment: Any, seed: int = 0, loop: LoopName = "auto"):
+    def __init__(
+        self, algorithm: Algorithm, environment: Any, seed: int = 0, loop: LoopName = "auto", crew: Crew | None = None
+    ):
         if not isinstance(algorithm, Algorithm):
             raise InvalidSetting(f"the algorithm was {algorithm!r}; it must be one that is made, such as DQN().")
         algorithm.check()
         self.algorithm, self.environment, self.seed = algorithm, environment, seed
         self.loop: LoopName = loop
+        self.crew = crew or Crew()
+        self.crew.check()
         self.step = 0
         self._predictions = 0
         self._trainer: Trainer | None = None
@@ -73,7 +79,9 @@ class Agent:
         """
         self._check_can_learn()
         if self._trainer is None or isinstance(self._trainer, OfflineSeeds):
-            fresh = make_trainer(self.algorithm, self.environment, total_timesteps, self.seed, 1, self.loop)
+            fresh = make_trainer(
+                self.algorithm, self.environment, total_timesteps, self.seed, loop=self.loop, crew=self.crew
+            )
             self._trainer = self._continued(fresh)
         check_timesteps(total_timesteps)
         return self._advance(self._trainer, total_timesteps)
@@ -111,7 +119,7 @@ class Agent:
 
     def _advance(self, trainer: Trainer, total_timesteps: int) -> Agent:
         per_update = self.algorithm.num_steps * self.algorithm.num_envs
-        plan = Chunks(total_timesteps, per_update, host=not trainer.exact_resume)
+        plan = Chunks(total_timesteps, per_update, trainer.chunk_steps)
         done = 0
         while done < plan.total_steps:
             count = plan.next(done)

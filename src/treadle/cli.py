@@ -97,10 +97,11 @@ def _dispatch(argv: list[str]) -> int:
 
 def _train(argv: list[str]) -> None:
     from treadle import registry, settings
+    from treadle.config import RunConfig
     from treadle.dataset import Dataset
     from treadle.environments.wrappers import Task, Wrappers
     from treadle.loops.execution import tune_cpu
-    from treadle.run import Run, RunConfig, check_room, start
+    from treadle.run import Run, check_room, start
 
     imports, rest = _take_imports(argv)
     names, flags = _leading_names(rest)
@@ -164,6 +165,8 @@ def _resume(argv: list[str]) -> None:
     parser.add_argument("run", metavar="RUN", help="the run's folder")
     parser.add_argument("--checkpoint", metavar="FILE", help="an earlier checkpoint; what came after it is dropped")
     parser.add_argument("--total-timesteps", type=int, metavar="N", help="train to N steps instead; schedules stay")
+    parser.add_argument("--workers", type=int, metavar="N", help="workers from now on, where the run has some")
+    parser.add_argument("--address", metavar="HOST:PORT", help="the Ray cluster to go on with")
     about = "keep so many checkpoints, the newest; 0 keeps all. Each holds the whole state, replay memory included"
     parser.add_argument("--keep-checkpoints", type=int, metavar="N", help=about)
     _add_watch(parser)
@@ -176,11 +179,14 @@ def _resume(argv: list[str]) -> None:
 
     _import_files(options.imports)
     run = Run.open(options.run)
-    changes = {name: getattr(options, name) for name in ("total_timesteps", "keep_checkpoints")}
-    config = dataclasses.replace(run.config, **{name: n for name, n in changes.items() if n is not None})
+    changes, crew = (
+        {name: value for name in names if (value := getattr(options, name)) is not None}
+        for names in (("total_timesteps", "keep_checkpoints"), ("workers", "address"))
+    )
+    config = dataclasses.replace(run.config, **changes, **crew)
     config.check()
     tune_cpu()
-    trainer = run.trainer()
+    trainer = run.trainer(config=dataclasses.replace(run.config, **crew))
     step = run.restore(trainer, Path(options.checkpoint) if options.checkpoint else None)
     if step >= run.config.total_timesteps and recording.is_unfinished(run):
         recording.put_together(run, trainer.spec, step)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 REFRESH_SECONDS = 0.125
 PLAIN_SECONDS = 10.0
-SHOWN = ("return", "loss", "td_error", "error", "epsilon")
+SHOWN = ("return", "loss", "td_error", "error", "epsilon", "workers", "staleness", "queue", "dropped")
 _DASH = "-"
 
 

@@ -19,62 +19,19 @@ from typing import Any
 
 from jaxtyping import PyTree
 
-from treadle import __version__, checkpoint, metrics, recording, records, registry, settings
-from treadle.algorithms.base import Algorithm, require
+from treadle import __version__, checkpoint, config, metrics, recording, records, registry, settings
+from treadle.algorithms.base import Algorithm
+from treadle.config import RunConfig
 from treadle.dataset import Dataset, checksum
 from treadle.environments.gymnasium import counterpart
 from treadle.environments.wrappers import Task, Wrappers
 from treadle.errors import InvalidSetting, TreadleError
 from treadle.files import replacing
-from treadle.loops.choose import LayoutName, LoopName, Trainer, make_offline_trainer, make_trainer
+from treadle.loops.choose import Trainer, make_offline_trainer, make_trainer
 
 FORMAT = 1
 CONTENTS = ("run.json", "metrics.jsonl", "evaluation.json", "tensorboard", "checkpoints", "figures", recording.FOLDER)
 """What Treadle puts into a run's folder; replacing a run leaves everything else there."""
-
-
-@dataclasses.dataclass(frozen=True)
-class RunConfig:
-    """What a run is, apart from the algorithm's own settings."""
-
-    total_timesteps: int = 50_000
-    """Environment steps of each seed, over all its environments."""
-    seeds: int = 1
-    """How many seeds to train: every result is a distribution."""
-    seed: int = 0
-    """Base of the seeds; another base shares no randomness with this one."""
-    loop: LoopName = "auto"
-    """`auto`: fused where the world is in JAX, else host. `host` forces Gymnasium's own environment."""
-    layout: LayoutName = "auto"
-    """How a device trains several seeds. `in-turn`: each is to the last bit what it would be alone. `together`: a tenth
-    faster on a CPU where rounding may differ. `auto`: in turn on a CPU, together on an accelerator. Fused loop only."""
-    out: str | None = None
-    """The run's folder; runs/ALGORITHM-ENVIRONMENT-TIME unless given."""
-    overwrite: bool = False
-    """Replace the run in the folder, if there is one, and the file of --save-data."""
-    checkpoint_period: int | None = None
-    """Environment steps between two checkpoints; every 30 seconds unless given. There is always one at the end."""
-    keep_checkpoints: int = 2
-    """Checkpoints that are kept, the newest; 0 keeps all. Each holds the whole state, replay memory included."""
-    save_data: str | None = None
-    """A file, such as cartpole.safetensors, for every transition of the run, to be learned from with --data."""
-    data: str | None = None
-    """A file of transitions to learn from, of --save-data or of your own, instead of acting; a step is a row of it."""
-
-    def check(self) -> None:
-        """Raise `InvalidSetting` for a value outside its range."""
-        last = 2**31 - 1
-        require(1 <= self.total_timesteps <= last, "total_timesteps", self.total_timesteps, "between 1 and 2^31 - 1")
-        require(self.seeds >= 1, "seeds", self.seeds, "at least 1")
-        require(0 <= self.seed <= last, "seed", self.seed, "between 0 and 2^31 - 1")
-        period = self.checkpoint_period
-        require(period is None or period >= 1, "checkpoint_period", period, "at least 1")
-        require(self.keep_checkpoints >= 0, "keep_checkpoints", self.keep_checkpoints, "at least 0")
-        if self.data is not None and self.save_data is not None:
-            raise InvalidSetting(
-                "--save-data keeps what a run sees in its environment, and with --data it does not act there. Leave "
-                "one of them out."
-            )
 
 
 class Run:
@@ -221,13 +178,14 @@ class Run:
         self.info.update(changes)
         write_whole(self.folder / "run.json", json.dumps(self.info, indent=2) + "\n")
 
-    def trainer(self, to_learn: bool = True) -> Trainer:
-        """The loop that serves this run, at its start. One that is not `to_learn` needs no stored transitions.
+    def trainer(self, to_learn: bool = True, config: RunConfig | None = None) -> Trainer:
+        """The loop that serves this run, at its start; with another `config` than the run's own if one is given. One
+        that is not `to_learn` needs no stored transitions.
 
         Raises `TreadleError` where those that the run learns from are gone or have changed.
         """
         data = self._data(Path(self.config.data)) if to_learn and self.config.data is not None else None
-        return start(self.algorithm(), self.task, self.config, data)
+        return start(self.algorithm(), self.task, config or self.config, data, to_learn)
 
     def _data(self, path: Path) -> Dataset:
         if not path.exists():
@@ -317,13 +275,20 @@ class Run:
         return bool(later)
 
 
-def start(algorithm: Algorithm, environment: str | Task, config: RunConfig, data: Dataset | None = None) -> Trainer:
-    """The loop that serves, at its start; `data` is what the configured file holds, if it is to learn from that."""
+def start(
+    algorithm: Algorithm,
+    environment: str | Task,
+    config: RunConfig,
+    data: Dataset | None = None,
+    to_learn: bool = True,
+) -> Trainer:
+    """The loop that serves, at its start; `data` is what the configured file holds, if it is to learn from that. One
+    that is not `to_learn` has no workers."""
     steps, seed, seeds = config.total_timesteps, config.seed, config.seeds
     if config.data is not None:
         return make_offline_trainer(algorithm, environment, data, steps, seed, seeds, config.loop)
     keeps = config.save_data is not None
-    return make_trainer(algorithm, environment, steps, seed, seeds, config.loop, keeps, config.layout)
+    return make_trainer(algorithm, environment, steps, seed, seeds, config.loop, keeps, config.layout, config, to_learn)
 
 
 def check_room(config: RunConfig) -> None:
@@ -420,16 +385,10 @@ def _read_info(folder: Path) -> dict[str, Any] | None:
     for name in ("step", "wall_seconds"):
         if not 0 <= info[name] < math.inf:
             raise _damaged(folder, f"'{name}' is {info[name]!r}")
-    info["config"] = _ADDED | info["config"]
-    known = {f.name: f for f in dataclasses.fields(RunConfig)}
-    for name in known | info["config"]:
-        value = info["config"].get(name)
-        if name not in known or not isinstance(value, _KINDS[str(known[name].type)]):
-            raise _damaged(folder, f"'{name}' in its config is {value!r}")
     try:
-        RunConfig(**info["config"]).check()
+        info["config"] = dataclasses.asdict(config.read(info["config"]))
     except InvalidSetting as error:
-        raise _damaged(folder, f"its config makes no sense ({error})") from None
+        raise _damaged(folder, str(error)) from None
     for name, needed in (("save_data", "recording"), ("data", "data_checksum")):
         if info["config"].get(name) is not None and not isinstance(info.get(needed), str):
             raise _damaged(folder, f"'{needed}' is {info.get(needed)!r}")
@@ -446,8 +405,6 @@ def _wrappers(info: dict[str, Any]) -> dict[str, Any]:
     return settings.describe(Wrappers()) | info.get("wrappers", {})
 
 
-_ADDED = {"layout": RunConfig.layout, "keep_checkpoints": RunConfig.keep_checkpoints}
-"""What the configuration of a run says nothing of that is from before there were such settings."""
 _INFO = {
     **dict.fromkeys(("algorithm", "environment", "status"), str),
     **dict.fromkeys(("settings", "config", "versions"), dict),
@@ -455,14 +412,6 @@ _INFO = {
     **dict.fromkeys(("command", "preset"), (str, type(None))),
     "step": int,
     "wall_seconds": (int, float),
-}
-_KINDS = {
-    "int": int,
-    "bool": bool,
-    "LoopName": str,
-    "LayoutName": str,
-    "str | None": (str, type(None)),
-    "int | None": (int, type(None)),
 }
 
 

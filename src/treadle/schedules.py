@@ -36,7 +36,11 @@ class Schedule(NamedTuple):
 
     def after(self, rollout: Transition) -> Schedule:
         """The schedule once the steps of a rollout, those that count, are taken."""
-        return self._replace(step=self.step.add(rollout.count))
+        return self.plus(rollout.count)
+
+    def plus(self, steps: int | Array) -> Schedule:
+        """The schedule so many steps later."""
+        return self._replace(step=self.step.add(steps))
 
     def at(self, start: Any, end: Any) -> Any:
         """The value that goes from `start` at the first step to `end` at the last, in a straight line; `start`

@@ -14,7 +14,7 @@ import numpy as np
 from treadle import metrics, records
 from treadle.errors import InvalidSetting, NonFinite, TreadleError
 from treadle.loops.choose import Trainer
-from treadle.loops.chunks import LARGEST_CHUNK, Chunks
+from treadle.loops.chunks import Chunks
 from treadle.loops.fused import Record
 from treadle.progress import Progress
 from treadle.recording import Recording
@@ -93,7 +93,7 @@ class _Session:
         self.run, self.trainer, self.shown, self.step, self.watch = run, trainer, shown, step, watch
         self.per_update = trainer.algorithm.num_steps * trainer.algorithm.num_envs
         self.recording = Recording(run, trainer.spec, step) if run.config.save_data is not None else None
-        self.plan = Chunks(run.config.total_timesteps, self.per_update, not trainer.exact_resume, self._most_steps())
+        self.plan = Chunks(run.config.total_timesteps, self.per_update, self._most_steps())
         self.began, self.before = time.monotonic(), float(run.info["wall_seconds"])
         self.saved_at, self.saved_step = self.began, step
         self.compiled: set[int] = set()
@@ -149,11 +149,11 @@ class _Session:
         return _joined(parts, is_summed=not self.trainer.exact_resume), len(parts)
 
     def _most_steps(self) -> int:
-        """Of a chunk of the fused loop."""
+        """Of a chunk."""
         if self.recording is None:
-            return LARGEST_CHUNK
+            return self.trainer.chunk_steps
         row = sum(x.nbytes for x in jax.tree.leaves(self.trainer.spec.example))
-        return min(LARGEST_CHUNK, max(1, CHUNK_BYTES // (row * self.run.config.seeds)))
+        return min(self.trainer.chunk_steps, max(1, CHUNK_BYTES // (row * self.run.config.seeds)))
 
     def _seconds(self) -> float:
         return self.before + time.monotonic() - self.began

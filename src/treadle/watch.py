@@ -65,6 +65,11 @@ class Watch:
                 "--watch shows a learner that acts, and from stored data (--data) it learns without acting. Draw an "
                 "episode afterwards: treadle evaluate RUN --render FILE.gif."
             )
+        if not isinstance(trainer, FusedSeeds | HostSeeds):
+            raise InvalidSetting(
+                "--watch shows one learner that acts by itself, and here workers act for it. Leave --watch out, or "
+                "take --engine none; treadle watch RUN --live follows a run that trains."
+            )
         self._source = _HostSource(trainer) if isinstance(trainer, HostSeeds) else _FusedSource(trainer)
         self._stride = trainer.spec.num_envs
         self._period, self._clock, self._sleep = 1 / frames_per_second, clock, sleep

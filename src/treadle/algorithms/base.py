@@ -46,8 +46,18 @@ class Algorithm:
     actions: ClassVar[tuple[ActionKind, ...]] = ("discrete", "continuous")
     """Among which it learns to choose; none for methods that only predict."""
 
+    workers: ClassVar[Literal["gradients", "rollouts"] | None] = None
+    """What many workers send to one learner: gradients, which it applies as they come (`gradients` and `apply`), or
+    rollouts of its current policy, from `num_envs` environments together (`update`). `None` for methods that learn
+    from the steps of one stream."""
+
     num_envs: int = 1
     """Environments side by side for each seed."""
+
+    @property
+    def corrects_staleness(self) -> bool:
+        """Whether `update` may be given rollouts of a policy that is some updates old."""
+        return False
 
     @property
     def num_steps(self) -> int:
@@ -90,6 +100,18 @@ class Algorithm:
 
     def update(self, state: PyTree, rollout: Transition, key: Array) -> tuple[PyTree, Metrics]:
         """Learn from a rollout `[T, B, ...]`."""
+        raise NotImplementedError
+
+    def shared(self, state: PyTree) -> PyTree:
+        """The part of the state that workers need: to act, and to compute `gradients` if those are what they send."""
+        return state
+
+    def gradients(self, state: PyTree, rollout: Transition, key: Array) -> tuple[PyTree, Metrics]:
+        """What a rollout `[T, B, ...]` teaches, by a state or what is `shared` of it: for `apply`, at once or later."""
+        raise NotImplementedError
+
+    def apply(self, state: PyTree, gradients: PyTree) -> PyTree:
+        """Learn what `gradients` found, perhaps by an earlier state than this."""
         raise NotImplementedError
 
     def begin_episodes(self, state: PyTree) -> PyTree:

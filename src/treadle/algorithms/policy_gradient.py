@@ -80,6 +80,8 @@ class PolicyGradient(Algorithm):
     Its state is a `Learner`, or has one as its field `learner`.
     """
 
+    workers = "rollouts"
+
     learning_rate: float = 1e-3
     """Step size of the policy's optimiser."""
     learning_rate_end: float | None = None
@@ -204,6 +206,9 @@ class PolicyGradient(Algorithm):
     def policy(self, state: Any) -> Acting:
         learner = learner_of(state)
         return Acting(learner.networks.policy, learner.actions, learner.observations)
+
+    def shared(self, state: Any) -> Any:
+        return self.policy(state)
 
     def inspect(self, state: Any, obs: Obs) -> dict[str, Array]:
         learner = learner_of(state)

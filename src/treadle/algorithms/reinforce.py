@@ -69,6 +69,7 @@ class Reinforce(PolicyGradient):
     """
 
     survey = Survey("model-free", "policy", "episode", "on-policy")
+    workers = None
 
     baseline: bool = False
     """Learn the values of observations by regression on the returns, and subtract them from the returns."""

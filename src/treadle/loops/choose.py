@@ -16,6 +16,7 @@ from treadle.environments.base import Environment
 from treadle.environments.gymnasium import GymnasiumEnvironments
 from treadle.environments.wrappers import Task, is_world, wrap_world
 from treadle.errors import InvalidSetting, TreadleError, UnknownName, nearest
+from treadle.loops.crew import Crew, CrewSeeds, check_crew
 from treadle.loops.host import HostSeeds, host_spec
 from treadle.loops.offline import OfflineSeeds, check_learns_from_data
 from treadle.loops.rollout import make_spec
@@ -25,7 +26,7 @@ from treadle.types import Spec, space_spec
 
 LoopName = Literal["auto", "fused", "host"]
 LayoutName = Literal["auto", "in-turn", "together"]
-Trainer = FusedSeeds | HostSeeds | OfflineSeeds
+Trainer = FusedSeeds | HostSeeds | OfflineSeeds | CrewSeeds
 
 
 def resolve(environment: Any, loop: LoopName = "auto") -> Environment | Callable[..., GymnasiumEnvironments]:
@@ -113,22 +114,36 @@ def make_trainer(
     loop: LoopName = "auto",
     keep_data: bool = False,
     layout: LayoutName = "auto",
-) -> FusedSeeds | HostSeeds:
+    crew: Crew | None = None,
+    to_learn: bool = True,
+) -> FusedSeeds | HostSeeds | CrewSeeds:
     """The loop that serves, with `num_seeds` fresh seeds; what it reports has the transitions too if it is to
-    `keep_data`. In the fused loop a device trains its seeds in turn or `together`. Settings and spaces are checked
-    first.
+    `keep_data`. In the fused loop a device trains its seeds in turn or `together`. A `crew` says by how many workers
+    steps are taken, and where; a trainer that is not `to_learn` has none, and is looked at only. Settings and spaces
+    are checked first.
 
     Raises `InvalidSetting`, `UnsupportedSpace`, `UnknownName` or another `TreadleError`.
     """
     _check_counts(total_timesteps, seed, num_seeds)
-    if num_seeds > 1 and is_made(environment):
+    crew = crew or Crew()
+    crew.check()
+    engine = crew.engine_for(algorithm, loop)
+    if (num_seeds > 1 or engine != "none") and is_made(environment):
         raise InvalidSetting(
-            f"seeds was {num_seeds}, and {Task.of(environment).environment!r} is made already: the seeds would play in "
-            "the same one. Give a function that makes one."
+            f"{Task.of(environment).environment!r} is made already, and {num_seeds} seeds by {crew.count()} workers "
+            "would play in the same one. Give a function that makes one."
+            if engine != "none"
+            else f"seeds was {num_seeds}, and {Task.of(environment).environment!r} is made already: the seeds would "
+            "play in the same one. Give a function that makes one."
         )
     algorithm.check()
     world = resolve(environment, loop)
     prepared = as_float32(algorithm.prepared())
+    if engine != "none":
+        if keep_data:
+            raise InvalidSetting("--save-data is for one loop without workers: leave it out, or take --engine none.")
+        crew = dataclasses.replace(crew, engine=engine)
+        return _with_workers(algorithm, prepared, world, total_timesteps, crew, seed, num_seeds, to_learn)
     if isinstance(world, Environment):
         algorithm.check(make_spec(algorithm, world, total_timesteps))
         layouts: dict[str, Layout | None] = {"auto": None, "in-turn": "map", "together": "vmap"}
@@ -148,6 +163,31 @@ def make_trainer(
         return opened.pop() if opened else world(algorithm.num_envs)
 
     return HostSeeds(prepared, make_environments, total_timesteps, seed, num_seeds, keep_data)
+
+
+def _with_workers(
+    algorithm: Algorithm,
+    prepared: Algorithm,
+    world: Environment | Callable[..., GymnasiumEnvironments],
+    total_timesteps: int,
+    crew: Crew,
+    seed: int,
+    num_seeds: int,
+    to_learn: bool,
+) -> CrewSeeds:
+    check_crew(algorithm, crew, crew.count())
+    if isinstance(world, Environment):
+        spec = make_spec(algorithm, world, total_timesteps)
+        algorithm.check(spec)
+        return CrewSeeds(prepared, as_float32(world), spec, crew, seed, num_seeds, to_learn=to_learn)
+    first = world(1)
+    try:
+        spec = dataclasses.replace(host_spec(algorithm, first, total_timesteps), num_envs=algorithm.num_envs)
+        masked = first.masks_rows
+    finally:
+        first.close()
+    algorithm.check(spec)
+    return CrewSeeds(prepared, world, spec, crew, seed, num_seeds, masked, to_learn)
 
 
 def make_offline_trainer(

@@ -9,16 +9,16 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, PyTree
 
 from treadle import hoist
 from treadle.algorithms.base import Algorithm
 from treadle.loops.execution import compiler_options
 from treadle.loops.rollout import with_alarm
+from treadle.loops.totals import Totals
 from treadle.packing import Packing
 from treadle.spaces import Space
-from treadle.types import Alarm, Carry, Mean, Metrics, Obs, Spec, Transition, select, space_spec
+from treadle.types import Carry, Obs, Spec, Transition, select, space_spec
 
 BLOCK = 256
 """Steps for which random numbers are drawn at once."""
@@ -79,23 +79,13 @@ class Programs(NamedTuple):
     settings: Packing
     state: Packing
     row: Packing
-    metric_names: list[str]
-    sentences: dict[str, str]
-    """Of the metrics that are alarms."""
+    totals: Totals
     init: Any
     draw_acts: Any
     draw_updates: Any
     act: Any
     turn: Any
     take_metrics: Any
-
-    def metrics(self, totals: Float[np.ndarray, "2 K"]) -> Metrics:
-        """The metrics over all updates since they were last taken, `[1]` each, from what `take_metrics` gave."""
-
-        def metric(name: str, total: np.ndarray, weight: np.ndarray) -> Alarm | Mean:
-            return Alarm(total > 0, self.sentences[name]) if name in self.sentences else Mean(total, weight)
-
-        return {name: metric(name, *totals[:, i, None]) for i, name in enumerate(self.metric_names)}
 
 
 @functools.cache
@@ -138,7 +128,7 @@ def programs(plan: Plan) -> Programs:
         rollout = told.transition._replace(extras=jax.tree.map(lambda *x: jnp.stack(x), *extras))
         numbers = _unpack_draws(draw_update, for_update, places[0])
         algorithm_state, metrics = update_with(numbers, algorithm, old.algorithm, rollout)
-        totals = old.totals + _sums(metrics, shapes.metric_names)
+        totals = old.totals + shapes.totals.add(metrics)
         new = Buffers(algorithm_state, old.carry, old.round + 1, totals)
         return next_action(algorithm, new, for_act, places[1], told.acting_obs[-1], told.restarted[-1])
 
@@ -151,8 +141,7 @@ def programs(plan: Plan) -> Programs:
         settings=settings,
         state=state,
         row=row,
-        metric_names=shapes.metric_names,
-        sentences=shapes.sentences,
+        totals=shapes.totals,
         init=jit(init, static_argnums=2),
         draw_acts=jit(draw_acts),
         draw_updates=jit(draw_updates),
@@ -196,8 +185,7 @@ def _unpack_draws(draw: Any, block: tuple[Array, ...], place: Array) -> tuple:
 class _Shapes(NamedTuple):
     """Shapes of what goes through the programs: the arguments of `_act` and `_update`, and what is kept."""
 
-    metric_names: list[str]
-    sentences: dict[str, str]
+    totals: Totals
     buffers: Buffers
     act: tuple
     update: tuple
@@ -215,29 +203,15 @@ def _shapes(algorithm: Algorithm, spec: Spec, masked: bool) -> _Shapes:
 
     key = jax.eval_shape(lambda: jax.random.key(0))
     state, carry, obs, rollout, metrics = jax.eval_shape(one_round, algorithm, key)
-    names = sorted(metrics)
-    sentences = {name: metric.sentence for name, metric in metrics.items() if isinstance(metric, Alarm)}
+    totals = Totals.of(metrics)
     number = jax.ShapeDtypeStruct((), jnp.int32)
-    buffers = Buffers(state, carry, number, jax.ShapeDtypeStruct((2, len(names)), jnp.float32))
-    return _Shapes(names, sentences, buffers, (key, algorithm, state, carry, obs), (key, algorithm, state, rollout))
+    buffers = Buffers(state, carry, number, jax.eval_shape(totals.start))
+    return _Shapes(totals, buffers, (key, algorithm, state, carry, obs), (key, algorithm, state, rollout))
 
 
 def _row_shapes(spec: Spec, masked: bool) -> Row:
     transition = _batched(spec.example._replace(valid=spec.example.terminated if masked else None), spec.num_envs)
     return Row(transition, transition.obs, transition.terminated)
-
-
-def _sums(metrics: Metrics, names: list[str]) -> Array:
-    means = [_as_mean(metrics[name]) for name in names]
-    totals = [jnp.where(m.weight > 0, m.total, 0.0) for m in means]
-    return jnp.stack([jnp.stack(totals), jnp.stack([m.weight for m in means])])
-
-
-def _as_mean(metric: Any) -> Mean:
-    if isinstance(metric, Mean):
-        return metric
-    value = metric.raised if isinstance(metric, Alarm) else metric
-    return Mean(jnp.asarray(value, jnp.float32), jnp.ones(()))
 
 
 def _batched(example: PyTree, num_envs: int) -> PyTree:

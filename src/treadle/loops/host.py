@@ -36,6 +36,7 @@ class HostSeeds:
     """
 
     exact_resume = False
+    chunk_steps = 500
 
     def __init__(
         self,
@@ -45,14 +46,15 @@ class HostSeeds:
         seed: int = 0,
         num_seeds: int = 1,
         keep_data: bool = False,
+        first: int = 0,
     ):
-        """`make_environments()` gives a fresh `GymnasiumEnvironments` for one seed. What `advance` returns has the
-        transitions too if it is to `keep_data`."""
+        """`make_environments()` gives a fresh `GymnasiumEnvironments` for one seed; seeds count from `first`. What
+        `advance` returns has the transitions too if it is to `keep_data`."""
         self.algorithm = algorithm
         self.num_seeds = num_seeds
         self._learners = [
             HostLearner(algorithm, make_environments(), seed_key(seed, index), total_timesteps, keep_data)
-            for index in range(num_seeds)
+            for index in range(first, first + num_seeds)
         ]
         self.spec = self._learners[0].spec
 
@@ -127,7 +129,7 @@ class HostLearner:
         self._returns = np.zeros(self.spec.num_envs, np.float32)
         self._lengths = np.zeros(self.spec.num_envs, np.int32)
         carry = self.algorithm.init_carry(self.spec)
-        totals = jnp.zeros((2, len(self._programs.metric_names)))
+        totals = self._programs.totals.start()
         start = Buffers(algorithm_state, carry, jnp.asarray(updates, jnp.int32), totals)
         self._buffers = self._programs.state.pack(start)
         self._act_draws = _Draws(self._programs.draw_acts, train_key)
@@ -152,7 +154,7 @@ class HostLearner:
                     self._act(t + 1, restarted)
             self._turn(rows, extras)
         totals, self._buffers = self._programs.take_metrics(self._buffers)
-        return Record(self._programs.metrics(np.asarray(totals)), episodes, self._take_data(num_updates))
+        return Record(self._programs.totals.metrics(np.asarray(totals)), episodes, self._take_data(num_updates))
 
     def _take_data(self, num_updates: int) -> Transition | None:
         """The transitions `[N, T, B, ...]` since they were last taken, where they are kept."""

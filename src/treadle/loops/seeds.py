@@ -33,6 +33,8 @@ class SpreadSeeds(Generic[State]):
     """`num_seeds` learners spread over the devices; `state` is stacked along a leading axis."""
 
     exact_resume = True
+    chunk_steps = 20_000
+    """Environment steps of one call at most."""
     _state: State
 
     def __init__(self, algorithm: Algorithm, spec: Spec, num_seeds: int, layout: Layout | None):
@@ -60,10 +62,10 @@ class SpreadSeeds(Generic[State]):
     def close(self) -> None:
         """Nothing to release."""
 
-    def _keys(self, seed: int) -> Array:
-        """The key of each, with this base."""
+    def _keys(self, seed: int, first: int = 0) -> Array:
+        """The key of each, with this base, counted from `first`."""
         return jax.device_put(
-            jnp.stack([seed_key(seed, i) for i in padded(self.num_seeds, self._mesh)]), self._sharding
+            jnp.stack([seed_key(seed, first + i) for i in padded(self.num_seeds, self._mesh)]), self._sharding
         )
 
     def _of_seeds(self, tree: Any) -> Any:
@@ -86,7 +88,7 @@ class SpreadSeeds(Generic[State]):
 
 
 class FusedSeeds(SpreadSeeds[TrainState]):
-    """Training of `num_seeds` seeds in a JAX world, a chunk of updates at a time."""
+    """Training of `num_seeds` seeds in a JAX world, those from `first` on, a chunk of updates at a time."""
 
     def __init__(
         self,
@@ -97,10 +99,11 @@ class FusedSeeds(SpreadSeeds[TrainState]):
         num_seeds: int = 1,
         layout: Layout | None = None,
         keep_data: bool = False,
+        first: int = 0,
     ):
         super().__init__(algorithm, make_spec(algorithm, environment, total_timesteps), num_seeds, layout)
         self.environment, self.keep_data = environment, keep_data
-        self._state = _compiled_init(self._mesh)(algorithm, environment, self._keys(seed), total_timesteps)
+        self._state = _compiled_init(self._mesh)(algorithm, environment, self._keys(seed, first), total_timesteps)
 
     def advance(self, num_updates: int) -> Record:
         """`num_updates` rounds of every seed: metrics `[S, N]`, episodes `[S, N, T, B]`, as NumPy arrays."""
