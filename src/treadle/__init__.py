@@ -16,6 +16,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from treadle.agent import Agent
     from treadle.algorithms.a2c import A2C
+    from treadle.algorithms.a3c import A3C
     from treadle.algorithms.actor_critic import ActorCritic
     from treadle.algorithms.ddpg import DDPG
     from treadle.algorithms.dqn import DQN
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from treadle.environments.treasure_line import TreasureLine
     from treadle.environments.wrappers import wrap
     from treadle.errors import TreadleError
+    from treadle.loops.crew import Crew
     from treadle.loops.execution import tune_cpu
     from treadle.loops.fused import train
     from treadle.settings import preset, presets
@@ -48,6 +50,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "A2C",
+    "A3C",
     "DDPG",
     "DQN",
     "PPO",
@@ -58,6 +61,7 @@ __all__ = [
     "Box",
     "CartPole",
     "CliffWalking",
+    "Crew",
     "Dataset",
     "Discrete",
     "DynaQ",
@@ -85,12 +89,14 @@ __all__ = [
 
 _HOMES = {
     "A2C": "algorithms.a2c",
+    "A3C": "algorithms.a3c",
     "Acrobot": "environments.acrobot",
     "ActorCritic": "algorithms.actor_critic",
     "Agent": "agent",
     "Box": "spaces",
     "CartPole": "environments.cartpole",
     "CliffWalking": "environments.cliff_walking",
+    "Crew": "loops.crew",
     "DDPG": "algorithms.ddpg",
     "DQN": "algorithms.dqn",
     "Dataset": "dataset",

@@ -60,6 +60,11 @@ class Algorithm:
         return False
 
     @property
+    def needs_same_environments(self) -> bool:
+        """Whether the columns of every rollout must be the same environments in the same order."""
+        return False
+
+    @property
     def num_steps(self) -> int:
         """Steps of each environment between two updates: the length `T` of a rollout."""
         return 1

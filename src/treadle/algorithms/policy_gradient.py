@@ -21,7 +21,7 @@ from jaxtyping import Array, Bool, Float
 
 from treadle import optimise
 from treadle.algorithms.base import Algorithm, require
-from treadle.distributions import Categorical, Gaussian
+from treadle.distributions import Categorical, Distribution, Gaussian
 from treadle.errors import InvalidSetting, UnsupportedSpace
 from treadle.networks import (
     LARGEST_ONE_HOT,
@@ -119,6 +119,10 @@ class PolicyGradient(Algorithm):
     value_network: Callable[..., Any] | None = None
     """Your own values instead of the built-in ones, from one observation to a number."""
 
+    @property
+    def needs_same_environments(self) -> bool:
+        return self.normalise_rewards  # by a running return of each
+
     def check(self, spec: Spec | None = None) -> None:
         super().check(spec)
         check_networks_and_rates(self)
@@ -201,7 +205,11 @@ class PolicyGradient(Algorithm):
         distribution = jax.vmap(acting.policy)(normalised(acting.observations, obs))
         drawn = distribution.sample(key) if explore else distribution.mode()
         is_discrete = isinstance(acting.actions.space, Discrete)
-        return acting.actions(drawn), carry, () if is_discrete else drawn
+        return acting.actions(drawn), carry, self.remembered(() if is_discrete else drawn, distribution)
+
+    def remembered(self, drawn: Any, distribution: Distribution) -> Any:
+        """What a step keeps for learning of how its action was drawn."""
+        return drawn
 
     def policy(self, state: Any) -> Acting:
         learner = learner_of(state)

@@ -19,6 +19,7 @@ from treadle.algorithms.policy_gradient import (
     standardised,
 )
 from treadle.distributions import Distribution
+from treadle.sharding import split_rows
 from treadle.types import Mean, Metrics, Spec, Transition
 
 SMALLEST_KL_COEFFICIENT, LARGEST_KL_COEFFICIENT = 1e-4, 10.0
@@ -32,6 +33,13 @@ class PPOState(NamedTuple):
 
     learner: Learner
     kl_coefficient: Float[Array, ""]
+
+
+class Remembered(NamedTuple):
+    """What a step keeps where the policy is remembered that it was taken with."""
+
+    drawn: Any
+    policy: Distribution
 
 
 class Batch(NamedTuple):
@@ -91,6 +99,13 @@ class PPO(PolicyGradient):
     """Let values move by no more than this from what they were before the rollout taught them; `None` lets them."""
     normalise_advantages: bool = True
     """Give the advantages of a minibatch mean 0 and deviation 1."""
+    remember_policy: bool = False
+    """Keep with each step the distribution that its action was drawn from, and take ratios and divergences against
+    that: for workers whose rollouts may be of an older policy (`max_staleness`)."""
+
+    @property
+    def corrects_staleness(self) -> bool:
+        return self.remember_policy
 
     @property
     def num_steps(self) -> int:
@@ -116,14 +131,21 @@ class PPO(PolicyGradient):
     def init(self, key: Array, spec: Spec) -> PPOState:
         return PPOState(self.start(key, spec), jnp.asarray(self.initial_kl_coefficient, jnp.float32))
 
+    def remembered(self, drawn: Any, distribution: Distribution) -> Any:
+        return Remembered(drawn, distribution) if self.remember_policy else drawn
+
     def update(self, state: PPOState, rollout: Transition, key: Array) -> tuple[PPOState, Metrics]:
         clip = state.learner.schedule.at(self.clip, self.clip_end)
+        old = None
+        if self.remember_policy:
+            drawn, old = rollout.extras
+            rollout = rollout._replace(extras=drawn)
         learner, seen = self.observe(state.learner, rollout)
-        batch = self.batch(learner.networks, seen)
+        batch = self.batch(learner.networks, seen, old)
 
         def gradient_step(carry, rows):
             learner, stopped = carry
-            minibatch = jax.tree.map(lambda x: x[rows], batch)
+            minibatch = split_rows(jax.tree.map(lambda x: x[rows], batch))
             gradients, metrics = self.minibatch_gradients(learner.networks, minibatch, clip, state.kl_coefficient)
             counts = jnp.ones(()) if minibatch.valid is None else jnp.any(minibatch.valid).astype(jnp.float32)
             if self.stop_at_kl is None:
@@ -141,14 +163,14 @@ class PPO(PolicyGradient):
             metrics["kl_coefficient"] = kl_coefficient
         return PPOState(self.counted(learner, rollout), kl_coefficient), metrics
 
-    def batch(self, networks: Networks, rollout: Transition) -> Batch:
-        """The rollout `[T, B]` as rows `[T * B]`, with advantages, and with the distributions of the policy that acted,
-        which is still the same."""
+    def batch(self, networks: Networks, rollout: Transition, old: Distribution | None = None) -> Batch:
+        """The rollout `[T, B]` as rows `[T * B]`, with advantages, and with the distributions of the policy that acted:
+        the present one's, unless they are given."""
         assert networks.value is not None
         v, advantage = advantages(networks.value, rollout, self.gamma, self.gae_lambda)
-        old = jax.vmap(jax.vmap(networks.policy))(rollout.obs)
-        log_prob = old.log_prob(rollout.action)
-        batch = Batch(rollout.obs, rollout.action, old, log_prob, v, advantage, advantage + v, rollout.valid)
+        acted: Any = jax.vmap(jax.vmap(networks.policy))(rollout.obs) if old is None else old
+        log_prob = acted.log_prob(rollout.action)
+        batch = Batch(rollout.obs, rollout.action, acted, log_prob, v, advantage, advantage + v, rollout.valid)
         return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)
 
     def minibatches(self, batch: Batch, key: Array) -> Array:

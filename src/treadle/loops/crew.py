@@ -197,6 +197,11 @@ def check_crew(algorithm: Algorithm, crew: Crew, count: int) -> None:
             f"shared out among the workers, so it must be a multiple of their number, such as --num-envs "
             f"{-(-envs // count) * count}."
         )
+    if algorithm.needs_same_environments and crew.patience is not None:
+        raise InvalidSetting(
+            f"{algorithm.name} as it is set follows each environment (normalise_rewards does), and rollouts come from "
+            "whichever worker is first. Leave that out, or wait for every worker: --patience None."
+        )
     if crew.max_staleness > 0 and not algorithm.corrects_staleness:
         raise InvalidSetting(
             f"max_staleness (--max-staleness) was {crew.max_staleness}, and {algorithm.name} as it is set learns from "

@@ -30,7 +30,7 @@ class Threads:
         self.post, self.count, self._key, self._timeout, self._log = post, count, key, timeout, log
         self._made = 0
         self._hung = [0] * count
-        self._workers = [self._make(i) for i in range(count)]
+        self._workers: list[Worker] = []
         self._lock = threading.Condition()
         self._error: BaseException | None = None
         self._waiting = 0
@@ -46,6 +46,10 @@ class Threads:
         """Work until the desk is done. Raises what a worker raised, and `TreadleError` where one hangs again and
         again."""
         desk.alive = self.count
+        if not self._workers:
+            # A run that goes on is not to see again what it saw first.
+            self._key = jax.random.fold_in(self._key, desk.version)
+            self._workers = [self._make(i) for i in range(self.count)]
         threads = [self._start(desk, i) for i in range(self.count)]
         try:
             with self._lock:
@@ -81,7 +85,7 @@ class Threads:
     def _serve(self, desk: Desk, index: int, worker: Worker) -> None:
         try:
             while (task := self._next(desk, index, worker)) is not None:
-                answer = worker.work(task.shared, task.number)
+                answer = worker.work(task.shared)
                 self._waiting += 1
                 with self._lock:
                     self._waiting -= 1

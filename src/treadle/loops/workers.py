@@ -69,13 +69,15 @@ class WorldWorker:
         self._programs = world_programs(Shapes.of(post.algorithm), Shapes.of(world), post.num_envs)
         self._settings = self._programs.settings.pack((post.algorithm, world))
         self._key = purpose(key, "train")
+        self._tasks = 0
         self._actor = self._programs.start(self._settings, purpose(key, "reset"))
 
-    def work(self, shared: tuple[Any, ...], number: int) -> Contribution:
-        """The answer to its task `number`, by a snapshot as `LearnerPrograms` packs it."""
+    def work(self, shared: tuple[Any, ...]) -> Contribution:
+        """The answer to its next task, by a snapshot as `LearnerPrograms` packs it."""
         payload, totals, episodes, self._actor = self._programs.work(
-            self._settings, shared, self._actor, self._key, np.int32(number)
+            self._settings, shared, self._actor, self._key, np.int32(self._tasks)
         )
+        self._tasks += 1
         return Contribution(payload, None if totals is None else np.asarray(totals), _on_host(episodes))
 
     def close(self) -> None:
@@ -94,34 +96,29 @@ class HostWorker:
         self._programs = host_programs(Shapes.of(algorithm), HostPlan.of(spec, self.environments.masks_rows))
         self._settings = self._programs.settings.pack(algorithm)
         self._learning_reward = wrappers.learning_reward if wrappers.changes_rewards else None
-        self._key = purpose(key, "train")
+        self._key, self._tasks = purpose(key, "train"), 0
         self._obs = self.environments.reset(host_seed(purpose(key, "reset")))
         self._restarted = np.zeros(post.num_envs, np.bool_)
         self._carry = algorithm.init_carry(spec)
         self._returns = np.zeros(post.num_envs, np.float32)
         self._lengths = np.zeros(post.num_envs, np.int32)
 
-    def work(self, shared: tuple[Any, ...], number: int) -> Contribution:
-        """The answer to its task `number`, by a snapshot as `LearnerPrograms` packs it."""
+    def work(self, shared: tuple[Any, ...]) -> Contribution:
+        """The answer to its next task, by a snapshot as `LearnerPrograms` packs it."""
         steps, envs = self._num_steps, len(self._lengths)
         episodes = Episodes(np.zeros((steps, envs), np.float32), np.zeros((steps, envs), np.int32))
         rows, extras = [], []
         for t in range(steps):
+            at = self._key, np.int32(self._tasks), np.int32(t)
             action, extra, self._carry = self._programs.act(
-                self._settings,
-                shared,
-                self._carry,
-                self._obs,
-                self._restarted,
-                self._key,
-                np.int32(number),
-                np.int32(t),
+                self._settings, shared, self._carry, self._obs, self._restarted, *at
             )
             extras.append(extra)
             rows.append(self._step(np.asarray(action), episodes, t))
         columns: list[Any] = [None if x[0] is None else np.stack(x) for x in zip(*rows, strict=True)]
         rollout = Transition(*columns)._replace(extras=jax.tree.map(lambda *x: np.stack(x), *extras))
-        payload, totals = self._programs.answer(self._settings, shared, rollout, self._key, np.int32(number))
+        payload, totals = self._programs.answer(self._settings, shared, rollout, self._key, np.int32(self._tasks))
+        self._tasks += 1
         return Contribution(payload, None if totals is None else np.asarray(totals), episodes)
 
     def _step(self, action: np.ndarray, episodes: Episodes, t: int) -> tuple[np.ndarray | None, ...]:
