@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from treadle.errors import InvalidSetting
-from treadle.networks import MLP, Features, Linear, QNetwork, Raveled, orthogonal, ravel
+from treadle.networks import MLP, Features, Linear, QNetwork, Raveled, TanhGaussianPolicy, orthogonal, ravel
 from treadle.spaces import Box, Discrete
 
 pytestmark = pytest.mark.least_optimised
@@ -126,6 +126,7 @@ def test_shapes(sizes, shapes):
     ("activation", "formula"),
     [
         ("relu", lambda x: max(x, 0.0)),
+        ("relu6", lambda x: min(max(x, 0.0), 6.0)),
         ("tanh", math.tanh),
         ("gelu", lambda x: 0.5 * x * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))),
         ("silu", lambda x: x / (1 + math.exp(-x))),
@@ -134,12 +135,33 @@ def test_shapes(sizes, shapes):
     ],
 )
 def test_an_mlp_worked_by_hand(activation, formula):
-    """(1, 2) gives the hidden units 2 and -1 before the activation; the output is 3 f(2) - 5 f(-1) + 0.5, linear."""
+    """(1, 2) gives the hidden units 2 and -1 before the activation; the output is 3 f(2) - 5 f(-1) + 0.5, linear.
+    (4, 5) gives 8, where relu6 is cut, and -2.5."""
     mlp = MLP(jax.random.key(0), (2, 2, 1), activation, "scaled")
     parameters = [jnp.array([[1.0, -1.0], [1.0, 0.5]]), jnp.array([-1.0, -1.0]), jnp.array([[3.0], [-5.0]]), 0.5]
     leaves = [jnp.broadcast_to(p, leaf.shape) for p, leaf in zip(parameters, jax.tree.leaves(mlp), strict=True)]
     mlp = jax.tree.unflatten(jax.tree.structure(mlp), leaves)
     assert mlp(jnp.array([1.0, 2.0]))[0] == pytest.approx(3 * formula(2.0) - 5 * formula(-1.0) + 0.5, rel=1e-5)
+    assert mlp(jnp.array([4.0, 5.0]))[0] == pytest.approx(3 * formula(8.0) - 5 * formula(-2.5) + 0.5, rel=1e-5)
+
+
+def test_a_tanh_gaussian_policy_worked_by_hand():
+    """Outputs 0.5, -20, 0 and 3 are two means, then two deviations: ln 2 is the softplus of 0."""
+    policy = TanhGaussianPolicy(Features(Box(-1.0, 1.0, (1,))), MLP(jax.random.key(0), (1, 4)))
+    parameters = [jnp.zeros((1, 4)), jnp.array([0.5, -20.0, 0.0, 3.0])]
+    policy = jax.tree.unflatten(jax.tree.structure(policy), parameters)
+    distribution = policy(jnp.array([0.7]))
+    np.testing.assert_allclose(distribution.mean, [math.tanh(0.5), -1.0], rtol=1e-6)
+    np.testing.assert_allclose(distribution.std, [math.log(2) + 1e-4, math.log1p(math.exp(3.0)) + 1e-4], rtol=1e-6)
+
+
+def test_its_deviation_never_vanishes():
+    """Softplus of -200 is 0 in float32; the log-probability of what was drawn stays a number all the same."""
+    policy = TanhGaussianPolicy(Features(Box(-1.0, 1.0, (1,))), MLP(jax.random.key(0), (1, 2)))
+    policy = jax.tree.unflatten(jax.tree.structure(policy), [jnp.zeros((1, 2)), jnp.array([0.0, -200.0])])
+    distribution = policy(jnp.array([0.7]))
+    np.testing.assert_allclose(distribution.std, [1e-4], rtol=1e-6)
+    assert distribution.log_prob(jnp.array([0.0])) == pytest.approx(-math.log(1e-4 * math.sqrt(2 * math.pi)), rel=1e-5)
 
 
 def test_features_of_a_discrete_observation_are_one_hot_from_its_start():

@@ -24,6 +24,10 @@ class _Basics:
     layout: LayoutName = "auto"
     """How a device trains several seeds. `in-turn`: each is to the last bit what it would be alone. `together`: a tenth
     faster on a CPU where rounding may differ. `auto`: in turn on a CPU, together on an accelerator. Fused loop only."""
+    devices: int = 1
+    """Devices that share the work of each seed: its environments and batches are split among them, and gradients
+    averaged. On a CPU every core is one; it pays for large batches and networks, and else more seeds are the better use
+    of cores. Fused loop only."""
     out: str | None = None
     """The run's folder; runs/ALGORITHM-ENVIRONMENT-TIME unless given."""
     overwrite: bool = False
@@ -49,6 +53,7 @@ class RunConfig(Crew, _Basics):
         require(1 <= self.total_timesteps <= last, "total_timesteps", self.total_timesteps, "between 1 and 2^31 - 1")
         require(self.seeds >= 1, "seeds", self.seeds, "at least 1")
         require(0 <= self.seed <= last, "seed", self.seed, "between 0 and 2^31 - 1")
+        require(self.devices >= 1, "devices", self.devices, "at least 1")
         period = self.checkpoint_period
         require(period is None or period >= 1, "checkpoint_period", period, "at least 1")
         require(self.keep_checkpoints >= 0, "keep_checkpoints", self.keep_checkpoints, "at least 0")

@@ -26,6 +26,8 @@ from treadle.environments.base import Environment
 from treadle.environments.wrappers import wrap
 from treadle.errors import TreadleError, UnknownName, nearest
 from treadle.files import replacing
+from treadle.loops.crew import Crew
+from treadle.loops.crew_looks import look_at_crews
 from treadle.loops.looks import Observe, Unit, look_at_seeds
 from treadle.run import versions, write_whole
 
@@ -69,6 +71,8 @@ class Trial:
     """What to keep of the learner at each look, which is after each episode or after `every` updates."""
     seeds: int | None = None
     """At most so many seeds, where the experiment has more."""
+    crew: Crew | None = None
+    """By how many workers steps are taken; by one loop unless given. Counted in updates only."""
 
     @classmethod
     def of_preset(cls, label: str, preset: settings.Preset, **fields: Any) -> Trial:
@@ -94,7 +98,11 @@ class Trial:
     def run(self, seed: int, seeds: int) -> Outcome:
         """Train every seed. Raises `TreadleError` where the settings do not fit."""
         algorithm, world, count, unit = self.made()
-        looks = look_at_seeds(algorithm, world, count, self.observe, unit, seed, seeds, self.every)
+        if self.crew is not None:
+            assert unit == "update" and self.observe is not None, f"{self.label}: workers are looked at after updates"
+            looks = look_at_crews(algorithm, world, count, self.observe, self.crew, self.every, seed, seeds)
+        else:
+            looks = look_at_seeds(algorithm, world, count, self.observe, unit, seed, seeds, self.every)
         return Outcome(*jax.device_get(looks))
 
 

@@ -170,7 +170,16 @@ def import_file(path: str | Path) -> types.ModuleType:
         del sys.modules[name]
         where = _last_line_in(error, file)
         raise TreadleError(f"{path} could not be imported{where}: {type(error).__name__}: {error}.") from error
+    _imported[str(file)] = None
     return module
+
+
+def imported_files() -> list[str]:
+    """The user's files that were run, in their order, by their whole paths: what another process needs too."""
+    return list(_imported)
+
+
+_imported: dict[str, None] = {}
 
 
 def _last_line_in(error: BaseException, file: Path) -> str:

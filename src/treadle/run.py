@@ -288,7 +288,9 @@ def start(
     if config.data is not None:
         return make_offline_trainer(algorithm, environment, data, steps, seed, seeds, config.loop)
     keeps = config.save_data is not None
-    return make_trainer(algorithm, environment, steps, seed, seeds, config.loop, keeps, config.layout, config, to_learn)
+    return make_trainer(
+        algorithm, environment, steps, seed, seeds, config.loop, keeps, config.layout, config, to_learn, config.devices
+    )
 
 
 def check_room(config: RunConfig) -> None:

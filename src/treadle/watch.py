@@ -17,6 +17,7 @@ from treadle.loops.choose import Trainer
 from treadle.loops.fused import Record
 from treadle.loops.host import HostSeeds
 from treadle.loops.offline import OfflineSeeds
+from treadle.loops.parallel import DataParallelSeeds
 from treadle.loops.preview import next_round
 from treadle.loops.seeds import FusedSeeds
 from treadle.progress import number
@@ -65,7 +66,7 @@ class Watch:
                 "--watch shows a learner that acts, and from stored data (--data) it learns without acting. Draw an "
                 "episode afterwards: treadle evaluate RUN --render FILE.gif."
             )
-        if not isinstance(trainer, FusedSeeds | HostSeeds):
+        if not isinstance(trainer, FusedSeeds | DataParallelSeeds | HostSeeds):
             raise InvalidSetting(
                 "--watch shows one learner that acts by itself, and here workers act for it. Leave --watch out, or "
                 "take --engine none; treadle watch RUN --live follows a run that trains."
@@ -172,7 +173,7 @@ class Watch:
 class _FusedSource:
     """A world in JAX by its scenes."""
 
-    def __init__(self, trainer: FusedSeeds):
+    def __init__(self, trainer: FusedSeeds | DataParallelSeeds):
         world = trainer.environment
         if not hasattr(world, "scene"):
             raise TreadleError(

@@ -40,9 +40,11 @@ class A3C(A2C):
     """Environments of each worker."""
     learning_rate: float = 1e-4
     """Step size of the policy's optimiser."""
+    entropy_coefficient: float = 0.01
+    """How much the policy's entropy counts in the loss, which keeps it from becoming certain too early."""
     std: Literal["parameter", "network"] = "network"
     """Deviation of continuous actions: a `parameter` for each number, or from the `network` by softplus, with means by
-    tanh."""
+    tanh; without a bonus for entropy it collapses."""
 
     def check(self, spec: Spec | None = None) -> None:
         super().check(spec)

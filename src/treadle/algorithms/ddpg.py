@@ -38,6 +38,7 @@ from treadle.networks import (
 from treadle.normalise import Moments
 from treadle.returns import td_error
 from treadle.schedules import Schedule
+from treadle.sharding import split_rows
 from treadle.types import Action, Carry, Counter, Mean, Metrics, Obs, Spec, Transition
 
 
@@ -286,7 +287,7 @@ class DDPG(Algorithm):
         rate = state.schedule.at(self.learning_rate, self.learning_rate_end)
 
         def gradient_step(learned: Learned, key: Array) -> tuple[Learned, tuple[Array, Array]]:
-            batch = self.memory.sample(memory, key).items
+            batch = split_rows(self.memory.sample(memory, key).items)
             batch = batch._replace(
                 obs=normalised(observations, batch.obs),
                 next_obs=normalised(observations, batch.next_obs),

@@ -28,6 +28,7 @@ from treadle.networks import (
 )
 from treadle.prioritized import PrioritizedMemory
 from treadle.returns import double_q_learning_error, n_step, q_learning_error
+from treadle.sharding import split_rows
 from treadle.spaces import Discrete
 from treadle.types import Counter, Mean, Metrics, Spec, Transition
 
@@ -261,7 +262,7 @@ class DQN(Algorithm):
 
         def gradient_step(learner, key):
             network, opt_state = learner
-            batch = replay.sample(memory, key)
+            batch = split_rows(replay.sample(memory, key))
             gradient = jax.value_and_grad(self.batch_loss, has_aux=True)
             (loss, td_errors), gradients = gradient(network, state.target_network, batch)
             learner = optimise.descend(self.gradient_rule, network, opt_state, gradients, learning_rate)

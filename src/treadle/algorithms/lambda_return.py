@@ -16,6 +16,7 @@ from treadle.episodes import EpisodeBuffer
 from treadle.features import LinearFunction
 from treadle.returns import lambda_return
 from treadle.schedules import Schedule
+from treadle.sharding import whole
 from treadle.types import Mean, Metrics, Spec, Transition, select
 
 
@@ -68,6 +69,7 @@ class LambdaReturn(Prediction):
 
     def update(self, state: LambdaReturnState, rollout: Transition, key: Array) -> tuple[LambdaReturnState, Metrics]:
         """Store every step, and learn from the episodes that end with it."""
+        rollout = whole(rollout)
 
         def one_step(state: LambdaReturnState, t: Transition):
             episodes = state.episodes.append((t.obs, t.reward), t.valid)

@@ -20,6 +20,7 @@ from treadle import exploration
 from treadle.algorithms.base import Algorithm, require
 from treadle.errors import InvalidSetting, UnsupportedSpace
 from treadle.features import Encoder, FeatureMap, LinearFunction, Own, Polynomial, Table, TileCoding
+from treadle.sharding import whole
 from treadle.spaces import Discrete, Space
 from treadle.types import Alarm, Mean, Metrics, Spec, Transition, select
 
@@ -157,6 +158,7 @@ class Linear(Algorithm):
         `learn(learned, b, t)` is given the transition `t` of environment `b`, and gives what was learned then and the
         TD error, or the `Mean` of several absolute ones. Rows that are not valid change nothing.
         """
+        rollout = whole(rollout)
         steps, batch = rollout.reward.shape
 
         def one_row(learned: Any, place):

@@ -16,6 +16,7 @@ from treadle.errors import UnsupportedSpace
 from treadle.features import LinearFunction, Table
 from treadle.returns import taken
 from treadle.schedules import Schedule
+from treadle.sharding import whole
 from treadle.types import Mean, Metrics, Spec, Transition
 
 C = TypeVar("C")
@@ -88,7 +89,7 @@ class MonteCarlo(LinearControl):
 
     def update(self, state: MonteCarloState, rollout: Transition, key: Array) -> tuple[MonteCarloState, Metrics]:
         """Store the step, and learn from the episodes that end with it. The rollout is one step long."""
-        t = jax.tree.map(lambda x: x[-1], rollout)
+        t = whole(jax.tree.map(lambda x: x[-1], rollout))
         episodes = state.episodes.append((t.obs, t.action, t.reward), t.valid)
         ended = (t.terminated | t.truncated) & (True if t.valid is None else t.valid)
 

@@ -106,7 +106,7 @@ class PolicyGradient(Algorithm):
     """Orthogonal weights and zero biases, or both scaled by 1/sqrt(inputs) (PyTorch's default)."""
     std: Literal["parameter", "network"] = "parameter"
     """Deviation of continuous actions: a `parameter` for each number, or from the `network` by softplus, with means by
-    tanh."""
+    tanh, which may need an `entropy_coefficient` (0.01, say) lest it vanish."""
     initial_log_std: float = 0.0
     """Logarithm of the first deviation where it is a parameter, in units of half the action space's width."""
     normalise_observations: bool = False

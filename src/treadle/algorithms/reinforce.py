@@ -16,6 +16,7 @@ from treadle.episodes import EpisodeBuffer
 from treadle.errors import InvalidSetting
 from treadle.normalise import EPSILON, Moments
 from treadle.returns import discounted_returns
+from treadle.sharding import whole
 from treadle.spaces import Discrete
 from treadle.types import Mean, Metrics, Spec, Transition
 
@@ -111,7 +112,7 @@ class Reinforce(PolicyGradient):
     def update(self, state: ReinforceState, rollout: Transition, key: Array) -> tuple[ReinforceState, Metrics]:
         """Store the step, and learn from the episodes that end with it. The rollout is one step long."""
         learner, seen = self.observe(state.learner, rollout)
-        t = jax.tree.map(lambda x: x[-1], seen)
+        t = whole(jax.tree.map(lambda x: x[-1], seen))
         episodes = state.episodes.append((t.obs, t.action, t.reward), t.valid)
         ended = t.ended & (True if t.valid is None else t.valid)
         complete = ended & ~episodes.overflowed

@@ -13,6 +13,7 @@ from treadle.algorithms.linear import LinearControl, only
 from treadle.features import LinearFunction
 from treadle.returns import taken, td_error
 from treadle.schedules import Schedule
+from treadle.sharding import whole
 from treadle.types import Metrics, Obs, Spec, Transition
 
 
@@ -92,7 +93,7 @@ class Sarsa(LinearControl):
     def update(self, state: SarsaState, rollout: Transition, key: Array) -> tuple[SarsaState, Metrics]:
         """Choose the next actions, then learn from every environment in turn. The rollout is one step long."""
         rate = self.rate(state)
-        next_action = self.explore(state, jax.vmap(state.q)(rollout.next_obs[-1]), key)
+        next_action = whole(self.explore(state, jax.vmap(state.q)(rollout.next_obs[-1]), key))
 
         def learn(q: LinearFunction, b, t: Transition):
             error = sarsa_error(q, t, self.gamma, next_action[b])

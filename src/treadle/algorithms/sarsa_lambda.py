@@ -15,6 +15,7 @@ from treadle.algorithms.sarsa import Pending, Sarsa, sarsa_error
 from treadle.errors import UnsupportedSpace
 from treadle.features import LinearFunction, Table, TileCoding
 from treadle.schedules import Schedule
+from treadle.sharding import whole
 from treadle.types import Metrics, Spec, Transition
 
 
@@ -65,8 +66,8 @@ class SarsaLambda(Sarsa):
     def update(self, state: SarsaLambdaState, rollout: Transition, key: Array) -> tuple[SarsaLambdaState, Metrics]:
         """Choose the next actions, then learn from every environment in turn. The rollout is one step long."""
         rate = self.rate(state)
-        next_action = self.explore(state, jax.vmap(state.q)(rollout.next_obs[-1]), key)
-        goes_on = state.pending.is_due(rollout.obs[-1])
+        next_action = whole(self.explore(state, jax.vmap(state.q)(rollout.next_obs[-1]), key))
+        goes_on = whole(state.pending.is_due(rollout.obs[-1]))
 
         def learn(learned: tuple[LinearFunction, Array], b, t: Transition):
             q, traces = learned

@@ -30,6 +30,18 @@ def q_table(moment: Moment) -> Any:
     return moment.state.q.weights
 
 
+def greedy_return(episodes: int) -> Observe:
+    """A look at the mean return of so many greedy episodes."""
+
+    def look(moment: Moment) -> Any:
+        policy = moment.algorithm.policy(moment.state)
+        return jnp.mean(
+            evaluate.jax_episodes(moment.algorithm, policy, moment.environment, episodes, moment.key).returns
+        )
+
+    return look
+
+
 def successes(episodes: int) -> Observe:
     """A look at the share of so many greedy episodes that ends in success."""
 
@@ -57,10 +69,15 @@ def reach(shares: np.ndarray, needed: float) -> Verdict:
 
 def share_curve(axes: Axes, trial: Trial, shares: np.ndarray, colour: str, label: str) -> None:
     """Shares `[S, N]` at a trial's looks in %, against the steps of all its environments: every seed and the mean."""
+    return_curve(axes, trial, 100 * shares, colour, label)
+
+
+def return_curve(axes: Axes, trial: Trial, returns: np.ndarray, colour: str, label: str) -> None:
+    """Returns `[S, N]` at a trial's looks, against the steps of all its environments: every seed and the mean."""
     algorithm = trial.made()[0]
-    steps = np.arange(1, shares.shape[1] + 1) * trial.every * algorithm.num_steps * algorithm.num_envs
-    axes.plot(steps / 1000, 100 * shares.T, color=colour, alpha=0.3, linewidth=0.8)
-    axes.plot(steps / 1000, 100 * shares.mean(axis=0), color=colour, linewidth=1.8, label=label)
+    steps = np.arange(1, returns.shape[1] + 1) * trial.every * algorithm.num_steps * algorithm.num_envs
+    axes.plot(steps / 1000, returns.T, color=colour, alpha=0.3, linewidth=0.8)
+    axes.plot(steps / 1000, returns.mean(axis=0), color=colour, linewidth=1.8, label=label)
 
 
 def dress_shares(axes: Axes, title: str, needed: float) -> None:

@@ -19,6 +19,7 @@ from treadle.errors import InvalidSetting, TreadleError, UnknownName, nearest
 from treadle.loops.crew import Crew, CrewSeeds, check_crew
 from treadle.loops.host import HostSeeds, host_spec
 from treadle.loops.offline import OfflineSeeds, check_learns_from_data
+from treadle.loops.parallel import DataParallelSeeds
 from treadle.loops.rollout import make_spec
 from treadle.loops.seeds import FusedSeeds, Layout
 from treadle.registry import as_float32
@@ -26,7 +27,7 @@ from treadle.types import Spec, space_spec
 
 LoopName = Literal["auto", "fused", "host"]
 LayoutName = Literal["auto", "in-turn", "together"]
-Trainer = FusedSeeds | HostSeeds | OfflineSeeds | CrewSeeds
+Trainer = FusedSeeds | HostSeeds | OfflineSeeds | CrewSeeds | DataParallelSeeds
 
 
 def resolve(environment: Any, loop: LoopName = "auto") -> Environment | Callable[..., GymnasiumEnvironments]:
@@ -116,11 +117,12 @@ def make_trainer(
     layout: LayoutName = "auto",
     crew: Crew | None = None,
     to_learn: bool = True,
-) -> FusedSeeds | HostSeeds | CrewSeeds:
+    devices: int = 1,
+) -> FusedSeeds | HostSeeds | CrewSeeds | DataParallelSeeds:
     """The loop that serves, with `num_seeds` fresh seeds; what it reports has the transitions too if it is to
     `keep_data`. In the fused loop a device trains its seeds in turn or `together`. A `crew` says by how many workers
-    steps are taken, and where; a trainer that is not `to_learn` has none, and is looked at only. Settings and spaces
-    are checked first.
+    steps are taken, and where; a trainer that is not `to_learn` has none, and is looked at only. In the fused loop a
+    seed's environments and batches may be split over several `devices`. Settings and spaces are checked first.
 
     Raises `InvalidSetting`, `UnsupportedSpace`, `UnknownName` or another `TreadleError`.
     """
@@ -139,6 +141,11 @@ def make_trainer(
     algorithm.check()
     world = resolve(environment, loop)
     prepared = as_float32(algorithm.prepared())
+    if devices > 1 and (engine != "none" or not isinstance(world, Environment)):
+        raise InvalidSetting(
+            f"devices (--devices) was {devices}; it splits the fused loop, which runs worlds in JAX without workers. "
+            "Leave it out."
+        )
     if engine != "none":
         if keep_data:
             raise InvalidSetting("--save-data is for one loop without workers: leave it out, or take --engine none.")
@@ -148,6 +155,9 @@ def make_trainer(
         algorithm.check(make_spec(algorithm, world, total_timesteps))
         layouts: dict[str, Layout | None] = {"auto": None, "in-turn": "map", "together": "vmap"}
         require(layout in layouts, "layout", repr(layout), f"one of {', '.join(layouts)}")
+        if devices > 1 and to_learn:
+            split = layouts[layout], keep_data
+            return DataParallelSeeds(prepared, as_float32(world), total_timesteps, seed, num_seeds, devices, *split)
         return FusedSeeds(prepared, as_float32(world), total_timesteps, seed, num_seeds, layouts[layout], keep_data)
 
     first = world(algorithm.num_envs)

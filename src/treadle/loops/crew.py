@@ -176,7 +176,7 @@ def make_engine(crew: Crew, post: Post, count: int, key: Any, log: Log) -> Engin
     if crew.engine == "ray":
         from treadle.loops.cluster.workers import RayWorkers
 
-        return RayWorkers(post, count, key, crew, log)
+        return RayWorkers(post, count, key, crew.address, crew.worker_timeout, log)
     return Threads(post, count, key, crew.worker_timeout, log)
 
 
