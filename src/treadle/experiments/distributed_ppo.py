@@ -1,7 +1,7 @@
 """PPO whose rollouts come from four workers, on Pendulum and on the arm with random goals.
 
-Each update takes the rollouts that are in first; those of an older policy are dropped. What counts is the mean return of
-100 greedy episodes, and for the arm the share of 1,000 at whose end the finger is inside the goal.
+Each update takes the rollouts that are in first; those of an older policy are dropped. What counts is the mean return
+of 100 greedy episodes, and for the arm the share of 1,000 at whose end the finger is inside the goal.
 """
 
 from __future__ import annotations
