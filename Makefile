@@ -27,7 +27,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(check_python)
 	@echo "Setting up $(VENV) (once; a few minutes)"
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install -qq -c constraints.txt -e ".[dev,box2d,video]"
+	@$(BIN)/python -m pip install -qq -c constraints.txt -e ".[dev,box2d,video,cluster]"
 	@touch $@
 
 $(PEERS)/.installed: benchmarks/requirements.txt
