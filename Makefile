@@ -9,7 +9,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint format bench results experiments clean
+.PHONY: help setup demo test test-slow test-cluster lint format bench results experiments clean
 
 help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,6 +47,14 @@ test: $(VENV)/.installed ## Run the tests
 
 test-slow: $(VENV)/.installed ## Run the slow tests too: learning over many seeds
 	@$(BIN)/python -m pytest -m "slow or not slow"
+
+test-cluster: $(VENV)/.installed ## Run the tests on a Ray cluster, in a network of their own where permitted
+	@if unshare -n sh -c 'ip link set lo up' 2>/dev/null; then \
+		TREADLE_TEST_CLUSTER=1 unshare -n sh -c 'ip link set lo up; exec $(BIN)/python -m pytest tests/cluster'; \
+	else \
+		echo "unshare -n is not permitted here: the cluster listens on this machine's own address."; \
+		TREADLE_TEST_CLUSTER=1 $(BIN)/python -m pytest tests/cluster; \
+	fi
 
 lint: $(VENV)/.installed ## Check style and types
 	@$(BIN)/ruff check .

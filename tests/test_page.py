@@ -160,7 +160,9 @@ def opened(server: Server, browser: Any) -> Iterator[Open]:
         yield open_page
     SOCKETS.clear()
     if server.stops > stops:  # the browser itself reports a server that is away, or went while it was asked
-        errors = [error for error in errors if not re.search("ERR_(CONNECTION_|EMPTY_RESPONSE)|WebSocket connection", error)]
+        errors = [
+            error for error in errors if not re.search("ERR_(CONNECTION_|EMPTY_RESPONSE)|WebSocket connection", error)
+        ]
     assert errors == []
 
 

@@ -288,9 +288,38 @@ def start(
     if config.data is not None:
         return make_offline_trainer(algorithm, environment, data, steps, seed, seeds, config.loop)
     keeps = config.save_data is not None
+    if config.engine == "ray" and seeds > 1 and algorithm.workers != "gradients":
+        return _study_on_ray(algorithm, environment, config, keeps, to_learn)
     return make_trainer(
         algorithm, environment, steps, seed, seeds, config.loop, keeps, config.layout, config, to_learn, config.devices
     )
+
+
+def _study_on_ray(
+    algorithm: Algorithm, environment: str | Task, config: RunConfig, keeps: bool, to_learn: bool
+) -> Trainer:
+    """Seeds spread over the workers of a cluster, or without them a trainer to be looked at: its state is the same."""
+    steps, seed, seeds, loop, layout = config.total_timesteps, config.seed, config.seeds, config.loop, config.layout
+    if not to_learn:
+        return make_trainer(algorithm, environment, steps, seed, seeds, loop, keeps, layout)
+    from treadle.loops.cluster.remote import Limits
+    from treadle.loops.cluster.seeds import RaySeeds
+
+    study: Any = RaySeeds(
+        algorithm,
+        environment,
+        steps,
+        seed,
+        seeds,
+        loop,
+        keeps,
+        layout,
+        workers=config.count(),
+        address=config.address,
+        imports=registry.imported_files(),
+        limits=Limits(silence=config.worker_timeout),
+    )
+    return study
 
 
 def check_room(config: RunConfig) -> None:

@@ -186,6 +186,11 @@ def _with_workers(
     to_learn: bool,
 ) -> CrewSeeds:
     check_crew(algorithm, crew, crew.count())
+    if crew.engine == "ray" and num_seeds > 1:
+        raise InvalidSetting(
+            f"seeds was {num_seeds}: here the workers of a cluster serve one learner of {algorithm.name}. Train its "
+            "seeds one run each (--seed), or in threads."
+        )
     if isinstance(world, Environment):
         spec = make_spec(algorithm, world, total_timesteps)
         algorithm.check(spec)

@@ -78,7 +78,8 @@ class WorldWorker:
             self._settings, shared, self._actor, self._key, np.int32(self._tasks)
         )
         self._tasks += 1
-        return Contribution(payload, None if totals is None else np.asarray(totals), _on_host(episodes))
+        told = Episodes(np.asarray(episodes.returns), np.asarray(episodes.lengths))
+        return Contribution(payload, None if totals is None else np.asarray(totals), told)
 
     def close(self) -> None:
         """Nothing to release."""
@@ -342,7 +343,3 @@ def _world_spec(algorithm: Shapes, environment: Shapes) -> Spec:
 
 def _key_shape() -> Any:
     return jax.eval_shape(lambda: jax.random.key(0))
-
-
-def _on_host(tree: Any) -> Any:
-    return jax.tree.map(np.asarray, tree)

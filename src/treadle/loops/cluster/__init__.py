@@ -1,0 +1,1 @@
+"""Training on a cluster of machines, through Ray (an extra: `pip install "treadle[cluster]"`)."""
