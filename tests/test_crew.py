@@ -108,7 +108,8 @@ def test_a3c_learns_continuous_actions():
 
 def test_gradients_applied_at_once_are_the_update_of_a2c():
     own = {"policy_network": TablePolicy(jnp.array([0.3, -0.2])), "value_network": LinearValue(jnp.array([2.0]))}
-    same: dict[str, Any] = {**own, "num_envs": 1, "rollout_length": 4, "gamma": 0.5, "learning_rate": 0.1}
+    settings = {"num_envs": 1, "rollout_length": 4, "gamma": 0.5, "learning_rate": 0.1, "entropy_coefficient": 0.01}
+    same: dict[str, Any] = {**own, **settings}
     a3c, a2c = A3C(**same).prepared(), A2C(**same).prepared()
     state = a2c.init(jax.random.key(0), SPEC)
     after, _ = a2c.update(state, ROLLOUT, jax.random.key(1))
@@ -247,7 +248,7 @@ def test_mistakes_are_told_in_a_sentence(algorithm, crew, sentence):
 
 
 def test_an_environment_that_is_made_already_cannot_be_shared(ticking):
-    with pytest.raises(TreadleError, match=r"made already.*2 workers"):
+    with pytest.raises(TreadleError, match=r"2 workers were asked for.*made already"):
         Agent(A3C(), ticking(), crew=TWO).learn(100)
 
 
@@ -258,3 +259,7 @@ def test_what_is_for_one_loop_is_refused(tmp_path, capsys):
     assert main(["train", "a2c", "CartPole-v1", *flags, "--watch"]) == 2
     assert "--watch shows one learner that acts by itself" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+    small = ["--hidden-sizes", "4", "--preset", "none", "--total-timesteps", "80", "--out", str(tmp_path / "one")]
+    assert main(["train", "a2c", "CartPole-v1", *small]) == 0
+    assert main(["resume", str(tmp_path / "one"), "--total-timesteps", "160", "--workers", "2"]) == 2
+    assert "one loop without workers" in capsys.readouterr().err

@@ -185,6 +185,8 @@ def _resume(argv: list[str]) -> None:
     )
     config = dataclasses.replace(run.config, **changes, **crew)
     config.check()
+    if crew and run.config.engine == "auto" and run.config.engine_for(run.algorithm(), run.config.loop) == "none":
+        raise TreadleError(f"{run.folder} is trained by one loop without workers, and goes on so: leave --workers out.")
     tune_cpu()
     trainer = run.trainer(config=dataclasses.replace(run.config, **crew))
     step = run.restore(trainer, Path(options.checkpoint) if options.checkpoint else None)

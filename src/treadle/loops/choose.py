@@ -129,37 +129,57 @@ def make_trainer(
     _check_counts(total_timesteps, seed, num_seeds)
     crew = crew or Crew()
     crew.check()
-    engine = crew.engine_for(algorithm, loop)
-    if (num_seeds > 1 or engine != "none") and is_made(environment):
-        raise InvalidSetting(
-            f"{Task.of(environment).environment!r} is made already, and {num_seeds} seeds by {crew.count()} workers "
-            "would play in the same one. Give a function that makes one."
-            if engine != "none"
-            else f"seeds was {num_seeds}, and {Task.of(environment).environment!r} is made already: the seeds would "
-            "play in the same one. Give a function that makes one."
-        )
+    crew = dataclasses.replace(crew, engine=crew.engine_for(algorithm, loop))
+    _check_apart(environment, num_seeds, crew)
     algorithm.check()
     world = resolve(environment, loop)
-    prepared = as_float32(algorithm.prepared())
-    if devices > 1 and (engine != "none" or not isinstance(world, Environment)):
+    _check_fused_only(world, crew, devices, keep_data)
+    if crew.engine != "none":
+        return _with_workers(algorithm, world, total_timesteps, crew, seed, num_seeds, to_learn)
+    if not isinstance(world, Environment):
+        return _in_host(algorithm, world, total_timesteps, seed, num_seeds, keep_data)
+    algorithm.check(make_spec(algorithm, world, total_timesteps))
+    require(layout in _LAYOUTS, "layout", repr(layout), f"one of {', '.join(_LAYOUTS)}")
+    prepared, world = as_float32(algorithm.prepared()), as_float32(world)
+    if devices > 1 and to_learn:
+        split = devices, _LAYOUTS[layout], keep_data
+        return DataParallelSeeds(prepared, world, total_timesteps, seed, num_seeds, *split)
+    return FusedSeeds(prepared, world, total_timesteps, seed, num_seeds, _LAYOUTS[layout], keep_data)
+
+
+_LAYOUTS: dict[str, Layout | None] = {"auto": None, "in-turn": "map", "together": "vmap"}
+
+
+def _check_apart(environment: Any, num_seeds: int, crew: Crew) -> None:
+    """Raise `InvalidSetting` where several would play in one Gymnasium environment that exists already."""
+    if not is_made(environment) or (num_seeds == 1 and crew.engine == "none"):
+        return
+    made, workers = Task.of(environment).environment, crew.count()
+    players = f"seeds was {num_seeds}" if crew.engine == "none" else f"{num_seeds} x {workers} workers were asked for"
+    raise InvalidSetting(
+        f"{players}, and {made!r} is made already: they would play in the same one. Give a function that makes one."
+    )
+
+
+def _check_fused_only(world: Any, crew: Crew, devices: int, keep_data: bool) -> None:
+    """Raise `InvalidSetting` for what other loops do not have."""
+    if devices > 1 and (crew.engine != "none" or not isinstance(world, Environment)):
         raise InvalidSetting(
             f"devices (--devices) was {devices}; it splits the fused loop, which runs worlds in JAX without workers. "
             "Leave it out."
         )
-    if engine != "none":
-        if keep_data:
-            raise InvalidSetting("--save-data is for one loop without workers: leave it out, or take --engine none.")
-        crew = dataclasses.replace(crew, engine=engine)
-        return _with_workers(algorithm, prepared, world, total_timesteps, crew, seed, num_seeds, to_learn)
-    if isinstance(world, Environment):
-        algorithm.check(make_spec(algorithm, world, total_timesteps))
-        layouts: dict[str, Layout | None] = {"auto": None, "in-turn": "map", "together": "vmap"}
-        require(layout in layouts, "layout", repr(layout), f"one of {', '.join(layouts)}")
-        if devices > 1 and to_learn:
-            split = layouts[layout], keep_data
-            return DataParallelSeeds(prepared, as_float32(world), total_timesteps, seed, num_seeds, devices, *split)
-        return FusedSeeds(prepared, as_float32(world), total_timesteps, seed, num_seeds, layouts[layout], keep_data)
+    if keep_data and crew.engine != "none":
+        raise InvalidSetting("--save-data is for one loop without workers: leave it out, or take --engine none.")
 
+
+def _in_host(
+    algorithm: Algorithm,
+    world: Callable[..., GymnasiumEnvironments],
+    total_timesteps: int,
+    seed: int,
+    num_seeds: int,
+    keep_data: bool,
+) -> HostSeeds:
     first = world(algorithm.num_envs)
     if first.num_envs != algorithm.num_envs:
         raise InvalidSetting(
@@ -172,12 +192,12 @@ def make_trainer(
     def make_environments() -> GymnasiumEnvironments:
         return opened.pop() if opened else world(algorithm.num_envs)
 
+    prepared = as_float32(algorithm.prepared())
     return HostSeeds(prepared, make_environments, total_timesteps, seed, num_seeds, keep_data)
 
 
 def _with_workers(
     algorithm: Algorithm,
-    prepared: Algorithm,
     world: Environment | Callable[..., GymnasiumEnvironments],
     total_timesteps: int,
     crew: Crew,
@@ -186,6 +206,7 @@ def _with_workers(
     to_learn: bool,
 ) -> CrewSeeds:
     check_crew(algorithm, crew, crew.count())
+    prepared = as_float32(algorithm.prepared())
     if crew.engine == "ray" and num_seeds > 1:
         raise InvalidSetting(
             f"seeds was {num_seeds}: here the workers of a cluster serve one learner of {algorithm.name}. Train its "

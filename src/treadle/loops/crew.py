@@ -105,7 +105,6 @@ class CrewSeeds:
     """
 
     exact_resume = False
-    chunk_steps = 5_000
 
     def __init__(
         self,
@@ -122,12 +121,15 @@ class CrewSeeds:
         """`spec` is the learner's, of all environments of a seed together. `masked`: whether host environments give
         rows that do not count. One that is not `to_learn` has no workers."""
         self.algorithm, self.spec, self.num_seeds, self.crew = algorithm, spec, num_seeds, crew
+        in_jax = isinstance(world, Environment)
+        # Where steps may take long, a stop is to be noticed soon.
+        self.chunk_steps = 5_000 if in_jax and crew.engine == "threads" else 500
         count = crew.count()
         check_crew(algorithm, crew, count)
         log = log or print_line
         gradients = algorithm.workers == "gradients"
         post = Post(algorithm, world, spec.num_envs if gradients else spec.num_envs // count)
-        plan = Shapes.of(world) if isinstance(world, Environment) else HostPlan.of(spec, masked)
+        plan = Shapes.of(world) if in_jax else HostPlan.of(spec, masked)
         programs = learner_programs(Shapes.of(algorithm), plan)
         settings = programs.settings.pack(algorithm)
         self._desks: list[Desk] = []

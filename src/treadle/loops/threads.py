@@ -15,6 +15,8 @@ from treadle.loops.workers import Post, Worker
 
 PERIOD = 0.02
 """Seconds between two looks at whether somebody is late."""
+LAST = 5.0
+"""Seconds in which workers may finish what they are at where the run ends early."""
 RESTARTS = 3
 """How often a worker that hangs is replaced before the run is given up."""
 
@@ -33,7 +35,7 @@ class Threads:
         self._workers: list[Worker] = []
         self._lock = threading.Condition()
         self._error: BaseException | None = None
-        self._waiting = 0
+        self._is_queued = [False] * count
         self._abandoned: list[threading.Thread] = []
         self._threads: dict[int, threading.Thread] = {}
 
@@ -67,8 +69,9 @@ class Threads:
         """Wait for what is still under way, but not for what hangs; raise what was raised."""
         with self._lock:
             self._lock.notify_all()
+        limit = self._timeout if self._error is None else LAST
         for thread in threads:
-            thread.join(0.0 if thread in self._abandoned else self._timeout)
+            thread.join(0.0 if thread in self._abandoned else limit)
         error, self._error = self._error, None
         for index in range(self.count):
             desk.lost(index)
@@ -86,11 +89,11 @@ class Threads:
         try:
             while (task := self._next(desk, index, worker)) is not None:
                 answer = worker.work(task.shared)
-                self._waiting += 1
+                self._is_queued[index] = True
                 with self._lock:
-                    self._waiting -= 1
+                    self._is_queued[index] = False
                     if self._workers[index] is worker:
-                        desk.take(index, task.number, answer, time.monotonic(), self._waiting)
+                        desk.take(index, task.number, answer, time.monotonic(), sum(self._is_queued))
                         if not self.post.sends_gradients or desk.is_done:
                             self._lock.notify_all()
         except BaseException as error:
