@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
-from typing import Any
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
 
 import gymnasium
 import numpy as np
@@ -58,6 +62,56 @@ def breaks() -> gymnasium.Env:
 
 def dies() -> gymnasium.Env:
     return Dies(at=12)
+
+
+Incident = Literal["hangs", "raises", "nothing"]
+
+
+class Numbered(gymnasium.Env):
+    """Observations are (process, steps of its life), of which no two are the same; episodes have 5 steps, with a reward
+    of 1 each. At step `at` there is an incident: in every process, or in the one that is first to write its number
+    into the file `once`."""
+
+    observation_space = gymnasium.spaces.Box(0.0, 2.0**22, (2,), np.float32)
+    action_space = gymnasium.spaces.Discrete(2)
+
+    def __init__(self, incident: Incident = "nothing", at: int = -1, once: str | None = None, pause: float = 0.0):
+        self._incident, self._at, self._once, self._pause = incident, at, once, pause
+        self._steps = 0
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        self._begun = self._steps
+        return self._seen(), {}
+
+    def step(self, action: Any) -> Any:
+        self._steps += 1
+        time.sleep(self._pause)
+        if self._steps == self._at and self._is_mine():
+            if self._incident == "hangs":
+                time.sleep(600)
+            elif self._incident == "raises":
+                raise RuntimeError("the wheel came off")
+        return self._seen(), 1.0, self._steps - self._begun == 5, False, {}
+
+    def _seen(self) -> np.ndarray:
+        return np.array([os.getpid(), self._steps], np.float32)
+
+    def _is_mine(self) -> bool:
+        if self._once is None:
+            return True
+        own = Path(f"{self._once}.{os.getpid()}")
+        own.write_text(str(os.getpid()))
+        try:
+            os.link(own, self._once)
+        except FileExistsError:
+            return False
+        return True
+
+
+def numbered(**given: Any) -> Callable[[], gymnasium.Env]:
+    """What makes such environments."""
+    return functools.partial(Numbered, **given)
 
 
 def cannot_be_sent() -> Any:

@@ -6,6 +6,7 @@ error is started anew with fresh environments; its task is lost, and what it had
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable
 from typing import Any
@@ -18,8 +19,17 @@ from jaxtyping import Array
 
 from treadle import registry
 from treadle.loops.cluster.connection import connect
-from treadle.loops.cluster.remote import BEAT, Limits, Lost, Remote, WorkerFailed, pickled
-from treadle.loops.cluster.worker import Failure
+from treadle.loops.cluster.remote import (
+    BEAT,
+    Limits,
+    Lost,
+    Remote,
+    RemoteTraceback,
+    WorkerFailed,
+    pickled,
+    raise_failure,
+)
+from treadle.loops.cluster.worker import Failure, Pulse
 from treadle.loops.desk import Desk
 from treadle.loops.workers import Contribution, Post
 
@@ -45,8 +55,31 @@ class Seat:
         return jax.device_get(self._worker.work(shared))
 
 
+@dataclasses.dataclass
+class _Member:
+    """What the driver knows of one worker."""
+
+    remote: Remote
+    asked: float = 0.0
+    """When its process was asked for."""
+    seen_at: float | None = None
+    """When its process was heard of for the first time."""
+    is_ready: bool = False
+    """Whether its environments are made."""
+    is_first: bool = True
+    """Whether it has never been ready, and not been given up either."""
+    has_answered: bool = False
+    losses: int = 0
+    """One after the other, without a rollout between."""
+    is_missed: bool = False
+    """Whether the user was told that it has no process."""
+
+
 class RayWorkers:
     """`count` workers of a cluster, at `address` or of this machine alone.
+
+    One that dies, raises an error, says nothing or takes longer than `timeout` seconds for a rollout is started anew;
+    `log` is told. One for which the cluster has no place is waited for while others work.
 
     Raises what `connect` does, and `TreadleError` for an environment that cannot be sent to another process.
     """
@@ -61,67 +94,74 @@ class RayWorkers:
         log: Callable[[str], None],
         limits: Limits | None = None,
     ):
-        self._timeout, self._log, self._limits = timeout, log, limits or Limits()
+        # Where a step never lets another thread run, a worker is as silent as its rollout is long.
+        self._limits = limits or Limits(silence=max(Limits.silence, timeout))
+        self._timeout, self._log = timeout, log
         described = {"environment": post.world, "algorithm": post.algorithm}
         keys = [np.asarray(jax.random.key_data(jax.random.fold_in(key, index))) for index in range(count)]
         seats = [pickled(Seat, (post, own), described) for own in keys]
         self._connection = connect(address, count)
         imports = registry.imported_files()
-        self._remotes = [Remote(self._connection, seat, imports, self._limits) for seat in seats]
-        self._calls: dict[Any, tuple[int, int]] = {}
-        self._losses = [0] * count
-        self._has_answered = [False] * count
+        self._members = [_Member(Remote(self._connection, seat, imports, self._limits)) for seat in seats]
+        self._calls: dict[Any, tuple[int, int | None]] = {}
+        """What each worker was asked for: a task by its number, or to make its environments (`None`)."""
         self._version: int | None = None
         self._made = 0
         self._shared: tuple[int, Any] = (-1, None)
-        self._looked = self._alive_at = 0.0
+        self._looked = self._heard = 0.0
 
     def run(self, desk: Desk) -> None:
-        """Work until the desk is done. Raises `WorkerFailed` where workers cannot be kept alive."""
+        """Work until the desk is done. Workers are busy for later updates already when it returns. Raises
+        `WorkerFailed` where workers cannot be kept alive, and what Treadle itself raised in one."""
         if self._version is None:
+            # A run that goes on is not to see again what it saw first.
             self._version = desk.version
-            self._alive_at = time.monotonic()
-            for index in range(len(self._remotes)):
+            for index in range(len(self._members)):
                 self._start(index)
+        self._heard = time.monotonic()
+        self._tell(desk)
         while not desk.is_done:
             self._hand_out(desk)
             self._collect(desk)
-            if time.monotonic() - self._looked > BEAT:
-                self._looked = time.monotonic()
+            if not desk.is_done and time.monotonic() - self._looked > BEAT:
                 self._look_after(desk)
+                self._looked = time.monotonic()
 
-    def processes(self) -> list[Any]:
+    def processes(self) -> list[Pulse | None]:
         """Node and process of each worker, where they are known."""
-        for remote in self._remotes:
-            remote.late()
-        return [remote.seen for remote in self._remotes]
+        for member in self._members:
+            member.remote.late()
+        return [member.remote.seen for member in self._members]
 
     def close(self) -> None:
         """End the workers, and the connection if it was made here."""
-        for remote in self._remotes:
-            remote.kill()
-        self._remotes, self._calls = [], {}
+        for member in self._members:
+            member.remote.kill()
+        self._members, self._calls = [], {}
         self._connection.close()
 
     def _start(self, index: int) -> None:
         """A fresh process for a worker. What is random in it is like no other's, also in a run that goes on."""
-        self._remotes[index].start()
-        self._remotes[index].call("begin", self._version, self._made)
+        member = self._members[index]
+        member.remote.start()
+        member.asked, member.seen_at = time.monotonic(), None
+        member.is_ready = member.has_answered = False
+        self._calls[member.remote.call("begin", self._version, self._made)] = index, None
         self._made += 1
-        self._has_answered[index] = False
 
     def _hand_out(self, desk: Desk) -> None:
-        """Tasks for all that have none."""
-        for index, remote in enumerate(self._remotes):
-            task = desk.begin(index, time.monotonic(), ahead=True)
+        """Tasks for all that have none and could begin at once."""
+        for index, member in enumerate(self._members):
+            task = desk.begin(index, time.monotonic(), ahead=True) if member.is_ready else None
             if task is None:
                 continue
             if self._shared[0] != task.version:
                 self._shared = task.version, ray.put(jax.device_get(task.shared))
-            self._calls[remote.call("work", self._shared[1])] = index, task.number
+            self._calls[member.remote.call("work", self._shared[1])] = index, task.number
 
     def _collect(self, desk: Desk) -> None:
-        """Take the answers that are there, after waiting a little for the first."""
+        """Take the answers that are there, after waiting a little for the first. Those that come when all is done are
+        for the next time."""
         if not self._calls:
             time.sleep(WAIT)
             return
@@ -129,45 +169,97 @@ class RayWorkers:
         if ready:
             ready, _ = ray.wait(list(self._calls), num_returns=len(self._calls), timeout=0)
         for place, reference in enumerate(ready):
-            index, number = self._calls.pop(reference)
-            answer = self._remotes[index].take(reference)
-            if isinstance(answer, Lost | Failure):
-                self._lose(desk, index, answer)
-                continue
-            self._losses[index], self._has_answered[index] = 0, True
-            desk.take(index, number, answer, time.monotonic(), len(ready) - place - 1)
+            self._take(desk, reference, len(ready) - place - 1)
+            if desk.is_done:
+                return
+            self._hand_out(desk)
+
+    def _take(self, desk: Desk, reference: Any, queued: int = 0) -> None:
+        """What came back from a worker, or did not."""
+        index, number = self._calls.pop(reference)
+        member = self._members[index]
+        answer = member.remote.take(reference)
+        if isinstance(answer, Lost | Failure):
+            self._lose(desk, index, answer)
+        elif number is None:
+            member.is_ready, member.is_first = True, False
+            self._tell(desk)
+            if member.is_missed:
+                self._log(f"worker {index} has a process again, and goes on with fresh environments.")
+                member.is_missed = False
+        else:
+            member.losses, member.has_answered = 0, True
+            desk.take(index, number, answer, time.monotonic(), queued)
 
     def _look_after(self, desk: Desk) -> None:
-        """Start anew whoever is silent or takes too long. Who waits for a place in the cluster goes on waiting, as long
-        as others work."""
-        now = time.monotonic()
-        for index, remote in enumerate(self._remotes):
-            lost, since = remote.late(), desk.since(index)
-            if lost is not None and remote.seen is None and lost.is_final and self._alive() > 0:
+        """Start anew whoever is silent or takes too long."""
+        for index in range(len(self._members)):
+            lost = self._late(desk, index)
+            if lost is None:
                 continue
-            limit = self._timeout + (0 if self._has_answered[index] else self._limits.start)
-            if lost is None and remote.seen is not None and since is not None and now - since > limit:
-                lost = Lost(f"it took longer than {self._timeout:g} seconds for a rollout")
-            if lost is not None:
+            mine = [reference for reference, (owner, _) in self._calls.items() if owner == index]
+            ready = ray.wait(mine, timeout=0)[0] if mine else []
+            if ready:  # an answer that is there counts, whatever has become of its worker since
+                self._take(desk, ready[0])
+            else:
                 self._lose(desk, index, lost)
-        alive = self._alive()
-        if alive != desk.alive:
-            told = f"{alive} of {len(self._remotes)} workers are at work"
-            if alive < desk.alive and desk.version > 0:
-                self._log(f"{told}; the others wait for a place in the cluster.")
-            desk.alive = max(alive, 1)
+            if desk.is_done:
+                return
+        self._check_anybody()
+        self._tell(desk)
 
-    def _alive(self) -> int:
-        return sum(remote.seen is not None for remote in self._remotes)
+    def _late(self, desk: Desk, index: int) -> Lost | None:
+        """Whether a worker is to be started anew. One that has no process yet waits for it; if that fails, its
+        answer says so."""
+        member, limits, now = self._members[index], self._limits, time.monotonic()
+        lost = member.remote.late()
+        if member.remote.seen is None:
+            waited = now - member.asked
+            if not member.is_missed and waited > limits.start / 4:
+                member.is_missed = True
+                room = self._connection.room()
+                self._log(f"worker {index} has no process after {waited:.0f} seconds ({room}), and waits for one.")
+            member.is_first = member.is_first and waited < limits.start
+            return None
+        member.seen_at = member.seen_at or now
+        since = desk.since(index) if member.is_ready else member.seen_at
+        limit = self._timeout + (0 if member.has_answered else limits.start)
+        if lost is None and since is not None and now - since > limit:
+            what = "a rollout" if member.is_ready else "making its environments"
+            return Lost(f"it took longer than {limit:g} seconds for {what}")
+        return lost
+
+    def _check_anybody(self) -> None:
+        """Raise `WorkerFailed` where no worker has had a process for too long."""
+        if any(member.remote.seen is not None for member in self._members):
+            self._heard = time.monotonic()
+        elif time.monotonic() - self._heard > self._limits.start:
+            raise WorkerFailed(
+                f"no worker has had a process for {self._limits.start:g} seconds ({self._connection.room()}). The run "
+                "was stopped."
+            )
+
+    def _tell(self, desk: Desk) -> None:
+        """Let the desk know how many are at work; one that waits for every worker waits for their first beginning."""
+        waits = desk.patience is None
+        desk.alive = max(1, sum(m.is_ready or (waits and m.is_first) for m in self._members))
 
     def _lose(self, desk: Desk, index: int, why: Lost | Failure) -> None:
         """A worker is gone: its task is free for others, and a fresh process is asked for."""
         desk.lost(index)
         self._calls = {reference: call for reference, call in self._calls.items() if call[0] != index}
+        member = self._members[index]
+        member.is_ready = member.is_first = False
+        member.losses += 1
+        self._tell(desk)
+        if isinstance(why, Failure) and why.error is not None:
+            member.remote.kill()
+            raise_failure(why, f"worker {index}")
         reason = why.reason if isinstance(why, Lost) else f"its environment or algorithm raised {why.line}"
-        self._losses[index] += 1
-        if self._losses[index] > self._limits.losses or (isinstance(why, Lost) and why.is_final):
-            times = f", {self._losses[index]} times without a rollout between" if self._losses[index] > 1 else ""
-            raise WorkerFailed(f"worker {index} was lost{times}: {reason}. The run was stopped.")
+        if member.losses > self._limits.losses or (isinstance(why, Lost) and why.is_final):
+            times = f", {member.losses} times without a rollout between" if member.losses > 1 else ""
+            member.remote.kill()
+            cause = RemoteTraceback(why.traceback) if isinstance(why, Failure) else None
+            raise WorkerFailed(f"worker {index} was lost{times}: {reason}. The run was stopped.") from cause
         self._log(f"worker {index} was lost: {reason}. It is started anew.")
         self._start(index)
