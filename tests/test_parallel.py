@@ -90,7 +90,14 @@ def without_words(tree: Any) -> Any:
     return jax.tree.map(lambda x: np.zeros(x.shape) if x.dtype == np.uint32 else x, tree)
 
 
-@pytest.mark.parametrize("name", registry.algorithms.names())
+QUICK = ("a2c", "ddpg", "dqn", "ppo", "q-learning", "reinforce", "sarsa-lambda")
+"""Of each way in which work is split, or is not."""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in registry.algorithms.names()],
+)
 def test_two_devices_learn_what_one_learns(name):
     cls, _ = registry.algorithms.find(name)
     fields = {f.name for f in dataclasses.fields(cls)}
