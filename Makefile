@@ -5,14 +5,15 @@ JOBS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 PEERS := .venv-peers
+RLLIB := .venv-rllib
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-cluster lint format bench results experiments clean
+.PHONY: help setup demo test test-slow test-cluster lint format bench bench-cluster results experiments clean
 
 help: ## List the commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(VENV)/.installed ## Set up .venv with everything that development needs
 
@@ -35,6 +36,13 @@ $(PEERS)/.installed: benchmarks/requirements.txt
 	@echo "Setting up $(PEERS) for the libraries that the benchmark compares with"
 	@$(PYTHON) -m venv $(PEERS)
 	@$(PEERS)/bin/python -m pip install -qq -r benchmarks/requirements.txt
+	@touch $@
+
+$(RLLIB)/.installed: benchmarks/requirements-cluster.txt
+	$(check_python)
+	@echo "Setting up $(RLLIB) for RLlib"
+	@$(PYTHON) -m venv $(RLLIB)
+	@$(RLLIB)/bin/python -m pip install -qq -r benchmarks/requirements-cluster.txt
 	@touch $@
 
 demo: $(VENV)/.installed ## Train DQN with 8 seeds on CartPole, evaluate every seed, draw the curve
@@ -68,6 +76,9 @@ format: $(VENV)/.installed ## Put the code into the agreed style
 bench: $(VENV)/.installed $(PEERS)/.installed ## Measure Treadle against its peers; writes docs/benchmarks.md
 	@$(BIN)/python benchmarks/run.py
 
+bench-cluster: $(VENV)/.installed $(RLLIB)/.installed ## Measure workers and RLlib; writes docs/benchmarks-cluster.md
+	@$(BIN)/python benchmarks/cluster.py
+
 results: $(VENV)/.installed ## Train and score every preset; writes docs/results.md
 	@$(BIN)/python docs/results.py
 
@@ -75,5 +86,5 @@ experiments: $(VENV)/.installed ## Run every experiment of the literature; write
 	@$(BIN)/python docs/experiments.py
 
 clean: ## Remove environments, caches and builds; runs/ stays
-	rm -rf $(VENV) $(PEERS) .jax_cache .pytest_cache .ruff_cache .hypothesis build dist src/*.egg-info
+	rm -rf $(VENV) $(PEERS) $(RLLIB) .jax_cache .pytest_cache .ruff_cache .hypothesis build dist src/*.egg-info
 	find src tests benchmarks docs -name __pycache__ -prune -exec rm -rf {} +

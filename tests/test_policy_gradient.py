@@ -265,7 +265,7 @@ class Pair(eqx.Module):
         (
             DDPG(),
             CartPole(),
-            "ddpg learns to choose among continuous actions.*Discrete.*there are a2c, actor-critic.*dqn",
+            "ddpg learns to choose among continuous actions.*Discrete.*there are a2c, .*actor-critic.*dqn",
         ),
         (DQN(), Pendulum(), "dqn learns to choose among discrete actions.*Box.*a2c.*ddpg.*ppo.*--discretise-actions"),
         (PPO(normalise_observations=True), Maze(), "--normalise-observations.*real numbers.*Discrete"),

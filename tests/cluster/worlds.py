@@ -7,7 +7,6 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Literal
 
 import gymnasium
@@ -69,14 +68,14 @@ Incident = Literal["hangs", "raises", "nothing"]
 
 class Numbered(gymnasium.Env):
     """Observations are (process, steps of its life), of which no two are the same; episodes have 5 steps, with a reward
-    of 1 each. At step `at` there is an incident: in every process, or in the one that is first to write its number
-    into the file `once`."""
+    of 1 each. There is an incident at step `at` of every process, or in the one that finds the file `sign` first, in
+    the place of which it leaves its number: `sign.PROCESS`."""
 
     observation_space = gymnasium.spaces.Box(0.0, 2.0**22, (2,), np.float32)
     action_space = gymnasium.spaces.Discrete(2)
 
-    def __init__(self, incident: Incident = "nothing", at: int = -1, once: str | None = None, pause: float = 0.0):
-        self._incident, self._at, self._once, self._pause = incident, at, once, pause
+    def __init__(self, incident: Incident = "nothing", at: int = -1, sign: str | None = None, pause: float = 0.0):
+        self._incident, self._at, self._sign, self._pause = incident, at, sign, pause
         self._steps = 0
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
@@ -87,7 +86,7 @@ class Numbered(gymnasium.Env):
     def step(self, action: Any) -> Any:
         self._steps += 1
         time.sleep(self._pause)
-        if self._steps == self._at and self._is_mine():
+        if self._steps == self._at or self._finds_sign():
             if self._incident == "hangs":
                 time.sleep(600)
             elif self._incident == "raises":
@@ -97,14 +96,12 @@ class Numbered(gymnasium.Env):
     def _seen(self) -> np.ndarray:
         return np.array([os.getpid(), self._steps], np.float32)
 
-    def _is_mine(self) -> bool:
-        if self._once is None:
-            return True
-        own = Path(f"{self._once}.{os.getpid()}")
-        own.write_text(str(os.getpid()))
+    def _finds_sign(self) -> bool:
+        if self._sign is None:
+            return False
         try:
-            os.link(own, self._once)
-        except FileExistsError:
+            os.rename(self._sign, f"{self._sign}.{os.getpid()}")
+        except FileNotFoundError:
             return False
         return True
 

@@ -18,6 +18,7 @@ import ray
 from jaxtyping import Array
 
 from treadle import registry
+from treadle.errors import TreadleError
 from treadle.loops.cluster.connection import connect
 from treadle.loops.cluster.remote import (
     BEAT,
@@ -109,10 +110,21 @@ class RayWorkers:
         self._made = 0
         self._shared: tuple[int, Any] = (-1, None)
         self._looked = self._heard = 0.0
+        self._error: TreadleError | None = None
 
     def run(self, desk: Desk) -> None:
         """Work until the desk is done. Workers are busy for later updates already when it returns. Raises
-        `WorkerFailed` where workers cannot be kept alive, and what Treadle itself raised in one."""
+        `WorkerFailed` where workers cannot be kept alive, and what Treadle itself raised in one; whatever it raised, it
+        raises again."""
+        if self._error is not None:
+            raise self._error
+        try:
+            self._work(desk)
+        except TreadleError as error:
+            self._error = error
+            raise
+
+    def _work(self, desk: Desk) -> None:
         if self._version is None:
             # A run that goes on is not to see again what it saw first.
             self._version = desk.version
@@ -250,15 +262,15 @@ class RayWorkers:
         self._calls = {reference: call for reference, call in self._calls.items() if call[0] != index}
         member = self._members[index]
         member.is_ready = member.is_first = False
-        member.losses += 1
+        member.remote.late()
+        # A process that never came to life says nothing against its worker: it may be that its node is leaving.
+        member.losses += isinstance(why, Failure) or member.remote.seen is not None
         self._tell(desk)
         if isinstance(why, Failure) and why.error is not None:
-            member.remote.kill()
             raise_failure(why, f"worker {index}")
         reason = why.reason if isinstance(why, Lost) else f"its environment or algorithm raised {why.line}"
         if member.losses > self._limits.losses or (isinstance(why, Lost) and why.is_final):
             times = f", {member.losses} times without a rollout between" if member.losses > 1 else ""
-            member.remote.kill()
             cause = RemoteTraceback(why.traceback) if isinstance(why, Failure) else None
             raise WorkerFailed(f"worker {index} was lost{times}: {reason}. The run was stopped.") from cause
         self._log(f"worker {index} was lost: {reason}. It is started anew.")
