@@ -17,6 +17,8 @@ from treadle import __version__, metrics, registry, settings
 from treadle.cli import main
 from treadle.run import Run
 
+pytestmark = pytest.mark.least_optimised
+
 # As in test_run.py, so that the same compiled programs serve.
 SETTINGS = "--learning-starts 50 --batch-size 8 --capacity 150 --hidden-sizes 8 --target-update-period 30"
 SMALL = [*SETTINGS.split(), "--preset", "none", "--total-timesteps", "400", "--seeds", "2"]

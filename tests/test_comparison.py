@@ -22,6 +22,8 @@ from treadle.errors import InvalidSetting, TreadleError
 from treadle.run import Run, RunConfig
 from treadle.study import Interval
 
+pytestmark = pytest.mark.least_optimised
+
 scores = st.lists(st.integers(-5, 5), min_size=1, max_size=9)
 LOW, HIGH = (1.0, 2.0, 3.0, 4.0, 5.0), (11.0, 12.0, 13.0, 14.0, 15.0)
 

@@ -30,6 +30,8 @@ composition = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(composition)
 
 RUNS = composition.runs()
+QUICK = (1, 2, 5)
+"""The runs, counted from 1, that are trained whenever the tests run; the others are slow tests."""
 CORRIDOR = next(probe for probe in PROBES if "corridor" in probe.name)
 STEPS = 4_000
 
@@ -93,7 +95,11 @@ def _action_values(networks: Any, obs: Any) -> Any:
     return jax.vmap(lambda network: jax.vmap(network)(obs))(networks)
 
 
-@pytest.mark.parametrize("run", RUNS, ids=[str(number) for number in range(1, 1 + len(RUNS))])
+@pytest.mark.parametrize(
+    "run",
+    [run if number in QUICK else pytest.param(run, marks=pytest.mark.slow) for number, run in enumerate(RUNS, 1)],
+    ids=[str(number) for number in range(1, 1 + len(RUNS))],
+)
 def test_options_that_are_set_together_learn_together(run, data):
     """The values of n-step returns are those of the policy that acts, which is random half of the time; what is best
     stays best, and no value may exceed the best policy's."""

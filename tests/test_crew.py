@@ -126,9 +126,11 @@ def test_gradients_applied_at_once_are_the_update_of_a2c():
         np.testing.assert_array_equal(a, b)
 
 
-def test_rollouts_of_an_older_policy_are_weighed_by_the_policy_that_acted():
+@pytest.mark.parametrize("penalty", ["clip", "kl"])
+def test_rollouts_of_an_older_policy_are_weighed_by_the_policy_that_acted(penalty):
     """Ratios are those against what was remembered; of the present policy's own rollouts nothing changes."""
-    algorithm = as_float32(dataclasses.replace(PPO_SMALL, remember_policy=True, num_minibatches=1, epochs=1))
+    changes = {"remember_policy": True, "num_minibatches": 1, "epochs": 1, "penalty": penalty}
+    algorithm = as_float32(dataclasses.replace(PPO_SMALL, **changes))
     plain = dataclasses.replace(algorithm, remember_policy=False)
     spec, world = make_spec(algorithm, CartPole(), 1_000), as_float32(CartPole())
     old = algorithm.init(jax.random.key(0), spec)

@@ -28,6 +28,8 @@ from treadle.run import Run
 from treadle.training import train as train_run
 from treadle.types import Transition
 
+pytestmark = pytest.mark.least_optimised
+
 N = 10
 OBS, ACTIONS = Box(-1e9, 1e9, (2,)), Discrete(3)
 

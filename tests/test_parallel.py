@@ -90,7 +90,7 @@ def without_words(tree: Any) -> Any:
     return jax.tree.map(lambda x: np.zeros(x.shape) if x.dtype == np.uint32 else x, tree)
 
 
-QUICK = ("a2c", "ddpg", "dqn", "ppo", "q-learning", "reinforce", "sarsa-lambda")
+QUICK = ("ddpg", "dqn", "ppo", "q-learning", "sarsa-lambda")
 """Of each way in which work is split, or is not."""
 
 
@@ -116,13 +116,16 @@ def test_two_devices_learn_what_one_learns(name):
             normalise_observations=True,
             normalise_rewards=True,
         ),
-        DDPG(
-            **{k: SMALLER[k] for k in ("num_envs", "batch_size", "capacity", "learning_starts", "hidden_sizes")},
-            noise="ornstein-uhlenbeck",
-            normalise_observations=True,
+        pytest.param(
+            DDPG(
+                **{k: SMALLER[k] for k in ("num_envs", "batch_size", "capacity", "learning_starts", "hidden_sizes")},
+                noise="ornstein-uhlenbeck",
+                normalise_observations=True,
+            ),
+            marks=pytest.mark.slow,
         ),
     ],
-    ids=lambda algorithm: algorithm.name,
+    ids=["dqn", "ppo", "ddpg"],
 )
 def test_so_they_do_with_seeds_side_by_side_and_every_kind_of_state(algorithm):
     """Five rows are a batch that two devices cannot halve."""

@@ -198,7 +198,9 @@ OFF_POLICY = DDPG(
 )
 
 
-@pytest.mark.parametrize("name", [*ALGORITHMS, "ddpg"])
+@pytest.mark.parametrize(
+    "name", ["ppo", "ddpg", *(pytest.param(n, marks=pytest.mark.slow) for n in ALGORITHMS if n != "ppo")]
+)
 def test_a_stopped_run_that_goes_on_is_the_run(name):
     """Normalisers, schedules, the penalty's coefficient and noise are part of the state, to the last bit."""
     normalising = {"normalise_observations": True, "learning_rate_end": 0.0}

@@ -29,6 +29,8 @@ from treadle.spaces import Discrete
 from treadle.types import Alarm, Counter, Mean, Step
 from treadle.watch import Watch
 
+pytestmark = pytest.mark.least_optimised
+
 CELLS = 5
 STEPS = 802
 """In chunks of 8 updates, and one that is left over."""
@@ -297,7 +299,7 @@ def assert_same_run(one: Run, other: Run) -> None:
     ("algorithm", "world", "steps", "seeds"),
     [
         (LEARNER, SLIPPERY, STEPS, 2),
-        (Walker(length=4, num_envs=2), Line(), 808, 1),
+        pytest.param(Walker(length=4, num_envs=2), Line(), 808, 1, marks=pytest.mark.slow),
         (QLearning(epsilon=0.3), "FrozenLake-v1", 1_500, 1),
     ],
     ids=["fused", "rollouts", "host"],

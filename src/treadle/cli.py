@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import os
 import shlex
 import signal
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -134,9 +136,10 @@ def _train(argv: list[str]) -> None:
     tune_cpu()
     data = None if config.data is None else Dataset.load(config.data)
     trainer = start(configured, Task(environment, wrappers), config, data)
-    watch = _terminal(trainer, pace)
     command, label = ["treadle", "train", *argv], preset.name if preset else None
-    run = Run.create(algorithm, environment, configured, config, command, label, imports, wrappers)
+    with _closed_on_error(trainer):
+        watch = _terminal(trainer, pace)
+        run = Run.create(algorithm, environment, configured, config, command, label, imports, wrappers)
     if preset:
         print(f"Settings: preset '{preset.name}' for {algorithm} in {environment} ({preset.about}).")
     if data is not None:
@@ -189,27 +192,30 @@ def _resume(argv: list[str]) -> None:
         raise TreadleError(f"{run.folder} is trained by one loop without workers, and goes on so: leave --workers out.")
     tune_cpu()
     trainer = run.trainer(config=dataclasses.replace(run.config, **crew))
-    step = run.restore(trainer, Path(options.checkpoint) if options.checkpoint else None)
-    if step >= run.config.total_timesteps and recording.is_unfinished(run):
-        recording.put_together(run, trainer.spec, step)
-        trainer.close()
-        run.save_info(status="finished")
-        return print(f"The run had finished. Transitions: {config.save_data}")
-    if step >= config.total_timesteps:
-        raise TreadleError(
-            f"{run.folder} is at step {step:,} of {config.total_timesteps:,}, so nothing is left to do. To train it "
-            f"further: {run.resume_command} --total-timesteps {2 * step}"
+    with _closed_on_error(trainer):
+        step = run.restore(trainer, Path(options.checkpoint) if options.checkpoint else None)
+        if step >= run.config.total_timesteps and recording.is_unfinished(run):
+            recording.put_together(run, trainer.spec, step)
+            trainer.close()
+            run.save_info(status="finished")
+            return print(f"The run had finished. Transitions: {config.save_data}")
+        if step >= config.total_timesteps:
+            raise TreadleError(
+                f"{run.folder} is at step {step:,} of {config.total_timesteps:,}, so nothing is left to do. To train "
+                f"it further: {run.resume_command} --total-timesteps {2 * step}"
+            )
+        watch = _terminal(trainer, _pace(options))
+        if config.save_data is not None:
+            recording.check(run, step)
+        command = shlex.join(["treadle", "resume", *argv])
+        dropped = run.forget_after(step)
+        run.save_info(
+            config=dataclasses.asdict(config), resumed=[*run.info["resumed"], {"command": command, "step": step}]
         )
-    watch = _terminal(trainer, _pace(options))
-    if config.save_data is not None:
-        recording.check(run, step)
-    command = shlex.join(["treadle", "resume", *argv])
-    dropped = run.forget_after(step)
-    run.save_info(config=dataclasses.asdict(config), resumed=[*run.info["resumed"], {"command": command, "step": step}])
-    what = " What came after it is dropped." if dropped else ""
-    print(f"Going on from step {step:,} of {config.total_timesteps:,}.{what}")
-    if not trainer.exact_resume:
-        print("A Gymnasium environment's inner state cannot be saved: new episodes begin, all else continues.")
+        what = " What came after it is dropped." if dropped else ""
+        print(f"Going on from step {step:,} of {config.total_timesteps:,}.{what}")
+        if not trainer.exact_resume:
+            print("A Gymnasium environment's inner state cannot be saved: new episodes begin, all else continues.")
     _go(run, trainer, step, watch)
 
 
@@ -367,6 +373,16 @@ def _take_watch(argv: list[str]) -> tuple[float | None, list[str]]:
 def _pace(options: argparse.Namespace) -> float | None:
     """Steps a second at which to watch, `None` where nobody does."""
     return options.watch_pace if options.watch_pace is not None or not options.watch else 10.0
+
+
+@contextlib.contextmanager
+def _closed_on_error(trainer: Any) -> Iterator[None]:
+    """Whatever is refused within leaves no worker behind."""
+    try:
+        yield
+    except BaseException:
+        trainer.close()
+        raise
 
 
 def _terminal(trainer: Any, pace: float | None) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import pickle
 import time
@@ -184,5 +185,7 @@ def _lost(error: BaseException) -> Lost:
 
 
 def _shown(part: Any) -> str:
+    while isinstance(part, functools.partial):
+        part = part.func
     text = repr(part)
     return text if len(text) < 100 else f"{text[:97]}..."
