@@ -27,7 +27,7 @@ from treadle.loops.choose import (
     make_trainer,
 )
 from treadle.loops.chunks import Chunks
-from treadle.loops.crew import Crew
+from treadle.loops.crew import Crew, CrewSeeds
 from treadle.loops.evaluate import Evaluation
 from treadle.loops.execution import compile_small
 from treadle.loops.host import HostSeeds
@@ -84,7 +84,11 @@ class Agent:
             )
             self._trainer = self._continued(fresh)
         check_timesteps(total_timesteps)
-        return self._advance(self._trainer, total_timesteps)
+        try:
+            return self._advance(self._trainer, total_timesteps)
+        finally:
+            if isinstance(self._trainer, CrewSeeds):
+                self._trainer.rest()
 
     def learn_from(self, data: Dataset | str | Path, total_timesteps: int) -> Agent:
         """Learn from stored transitions, or from a file of them, without acting: `total_timesteps` rows more, the data

@@ -178,6 +178,7 @@ def _resume(argv: list[str]) -> None:
 
     from treadle import recording
     from treadle.loops.execution import tune_cpu
+    from treadle.loops.host import HostSeeds
     from treadle.run import Run
 
     _import_files(options.imports)
@@ -215,7 +216,7 @@ def _resume(argv: list[str]) -> None:
         what = " What came after it is dropped." if dropped else ""
         print(f"Going on from step {step:,} of {config.total_timesteps:,}.{what}")
         if not trainer.exact_resume:
-            print("A Gymnasium environment's inner state cannot be saved: new episodes begin, all else continues.")
+            print(getattr(trainer, "what_begins_anew", HostSeeds.what_begins_anew))
     _go(run, trainer, step, watch)
 
 

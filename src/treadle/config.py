@@ -28,6 +28,10 @@ class _Basics:
     """Devices that share the work of each seed: its environments and batches are split among them, and gradients
     averaged. On a CPU every core is one; it pays for large batches and networks, and else more seeds are the better use
     of cores. Fused loop only."""
+    overlap: bool = True
+    """Environments that step by themselves, which Atari games do, take a step while the learner learns: the first
+    action of each round is then chosen by the parameters from before its update. `--no-overlap` waits, for other
+    results. Host loop only."""
     out: str | None = None
     """The run's folder; runs/ALGORITHM-ENVIRONMENT-TIME unless given."""
     overwrite: bool = False
@@ -62,7 +66,8 @@ class RunConfig(Crew, _Basics):
                 "--save-data keeps what a run sees in its environment, and with --data it does not act there. Leave "
                 "one of them out."
             )
-        for flag, file in (("--save-data", self.save_data), ("--data", self.data)):
+        is_study = self.engine == "ray" and self.seeds > 1
+        for flag, file in (("--save-data", None if is_study else self.save_data), ("--data", self.data)):
             if file is not None and self.engine_is_given:
                 raise InvalidSetting(f"{flag} is for one loop without workers. Leave out {flag}, or the workers.")
 

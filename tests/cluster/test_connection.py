@@ -76,6 +76,8 @@ def test_who_is_connected_already_stays_so(address):
         assert ray.is_initialized()
         with pytest.raises(TreadleError, match=r"connected to the cluster at .* already, and was to use"):
             connect("127.0.0.1:1")
+        with pytest.raises(TreadleError, match=r"was to use the one at 192\.0\.2\.9:"):
+            connect(f"192.0.2.9:{address.rpartition(':')[2]}")
 
 
 ALONE = """

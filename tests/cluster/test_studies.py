@@ -212,6 +212,37 @@ def test_a_node_that_is_removed(spreads, cluster):
     assert len(nodes(spread)) == 3 and added.node_id not in nodes(spread)
 
 
+def test_where_a_node_leaves_and_no_core_is_free_workers_share_one(spreads, cluster):
+    lines: list[str] = []
+    added = cluster.add_node(num_cpus=2)
+    spread = spreads("Maze", TABLE, num_seeds=6, workers=6, log=lines.append)
+    plain = alone("Maze", TABLE, num_seeds=6)
+    assert_goes_on_the_same(plain, spread)
+    there = [pid for pid, node in zip(pids(spread), nodes(spread), strict=True) if node == added.node_id]
+    assert len(there) == 2
+    for worker in spread._workers:
+        worker.limits = Limits(start=20)
+    cluster.remove_node(added, allow_graceful=False)
+    for victim in there:
+        wait_for_end_of(victim)
+    assert_goes_on_the_same(plain, spread)
+    assert sum("shares a core with another from now on" in line for line in lines) == 2
+    assert added.node_id not in nodes(spread)
+
+
+def test_an_environment_that_hangs_is_started_anew(spreads, tmp_path):
+    lines: list[str] = []
+    sign = tmp_path / "sign"
+    world = worlds.numbered(incident="hangs", sign=str(sign))
+    spread = spreads(world, num_seeds=2, workers=2, log=lines.append, limits=Limits(step=3))
+    spread.advance(20)
+    sign.touch()
+    spread.advance(20)
+    (line,) = lines
+    assert "its environment took longer than 3 seconds for a step" in line
+    assert [int(n) for n in spread.state.updates.value] == [40, 40]
+
+
 def test_an_environment_that_raises_ends_the_run_with_a_sentence(spreads):
     spread = spreads(worlds.breaks)
     said = (

@@ -105,7 +105,8 @@ class PPO(PolicyGradient):
 
     @property
     def corrects_staleness(self) -> bool:
-        return self.remember_policy
+        # Another update's drift is not this one's: whoever stops at a divergence would stop before the first step.
+        return self.remember_policy and self.stop_at_kl is None
 
     @property
     def num_steps(self) -> int:
@@ -166,9 +167,9 @@ class PPO(PolicyGradient):
     def batch(self, networks: Networks, rollout: Transition, old: Distribution | None = None) -> Batch:
         """The rollout `[T, B]` as rows `[T * B]`, with advantages, and with the distributions of the policy that acted:
         the present one's, unless they are given."""
-        assert networks.value is not None
-        v, advantage = advantages(networks.value, rollout, self.gamma, self.gae_lambda)
-        acted: Any = jax.vmap(jax.vmap(networks.policy))(rollout.obs) if old is None else old
+        present, v = jax.vmap(jax.vmap(networks.both))(rollout.obs)
+        advantage = advantages(networks, v, rollout, self.gamma, self.gae_lambda)
+        acted: Any = present if old is None else old
         log_prob = acted.log_prob(rollout.action)
         batch = Batch(rollout.obs, rollout.action, acted, log_prob, v, advantage, advantage + v, rollout.valid)
         return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)
@@ -186,8 +187,7 @@ class PPO(PolicyGradient):
 
     def minibatch_loss(self, networks: Networks, batch: Batch, clip: Any, kl_coefficient: Any) -> tuple[Array, Metrics]:
         """The loss of a minibatch, and what is reported of it."""
-        assert networks.value is not None
-        pi = jax.vmap(networks.policy)(batch.obs)
+        pi, v = jax.vmap(networks.both)(batch.obs)
         log_ratio = pi.log_prob(batch.action) - batch.old_log_prob
         ratio = jnp.exp(log_ratio)
         # Without the penalty an estimate of the divergence will do, which costs less.
@@ -197,7 +197,7 @@ class PPO(PolicyGradient):
         if self.penalty == "clip":
             gain = jnp.minimum(gain, jnp.clip(ratio, 1.0 - clip, 1.0 + clip) * advantage)
         policy_loss = -mean_of(gain, batch.valid)
-        value_loss = mean_of(self.value_error(jax.vmap(networks.value)(batch.obs), batch), batch.valid)
+        value_loss = mean_of(self.value_error(v, batch), batch.valid)
         entropy = mean_of(pi.entropy(), batch.valid)
         loss = policy_loss - self.entropy_coefficient * entropy + self.value_coefficient * value_loss
         if self.penalty == "kl":

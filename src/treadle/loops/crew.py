@@ -91,8 +91,12 @@ class Engine(Protocol):
         """Work until the desk is done."""
         ...
 
+    def rest(self) -> None:
+        """End the workers; a later `run` begins with fresh ones."""
+        ...
+
     def close(self) -> None:
-        """End the workers."""
+        """End the workers, for good."""
         ...
 
 
@@ -105,6 +109,7 @@ class CrewSeeds:
     """
 
     exact_resume = False
+    what_begins_anew = "Workers begin new episodes, all else continues."
 
     def __init__(
         self,
@@ -167,6 +172,11 @@ class CrewSeeds:
         """What acting greedily needs, of all seeds."""
         return self.algorithm.policy(self.state.algorithm)
 
+    def rest(self) -> None:
+        """Give back what workers hold, until the next `advance`, in which they begin new episodes."""
+        for engine in self._engines:
+            engine.rest()
+
     def close(self) -> None:
         """End the workers."""
         for engine in self._engines:
@@ -180,6 +190,16 @@ def make_engine(crew: Crew, post: Post, count: int, key: Any, log: Log) -> Engin
 
         return RayWorkers(post, count, key, crew.address, crew.worker_timeout, log)
     return Threads(post, count, key, crew.worker_timeout, log)
+
+
+def check_used(crew: Crew, instead: str) -> None:
+    """Raise `InvalidSetting` for what only workers of one learner have, where there are none; `instead` says what there
+    is."""
+    for name in ("max_staleness", "patience"):
+        value = getattr(crew, name)
+        if value != getattr(Crew, name):
+            flag = f"--{name.replace('_', '-')}"
+            raise InvalidSetting(f"{name} ({flag}) was {value}; it is for workers of one learner, and {instead}.")
 
 
 def check_crew(algorithm: Algorithm, crew: Crew, count: int) -> None:
@@ -207,7 +227,8 @@ def check_crew(algorithm: Algorithm, crew: Crew, count: int) -> None:
     if crew.max_staleness > 0 and not algorithm.corrects_staleness:
         raise InvalidSetting(
             f"max_staleness (--max-staleness) was {crew.max_staleness}, and {algorithm.name} as it is set learns from "
-            "its present policy only. With ppo, --remember-policy corrects for older ones."
+            "its present policy only. With ppo, --remember-policy corrects for older ones (without --stop-at-kl, which "
+            "older ones would reach at once)."
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import logging
 import os
 import re
@@ -13,7 +14,7 @@ import sysconfig
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -22,15 +23,9 @@ from treadle.algorithms.base import require
 from treadle.errors import InvalidSetting, TreadleError
 from treadle.loops.execution import available_cores
 
-Log = Callable[[str], None]
 """Takes a line for the user."""
 
 INSTALL = 'pip install "treadle[cluster]"'
-
-
-def to_stderr(line: str) -> None:
-    """Tell the user, beside what the run prints."""
-    print(f"treadle: {line}", file=sys.stderr, flush=True)
 
 
 class Connection:
@@ -146,11 +141,23 @@ def _check_same(host_port: tuple[str, int] | None) -> None:
     import ray
 
     own = ray.get_runtime_context().gcs_address
-    if int(own.rpartition(":")[2]) != host_port[1]:
+    if int(own.rpartition(":")[2]) != host_port[1] or not _is_same_host(host_port[0], own.rpartition(":")[0]):
         raise TreadleError(
             f"this process is connected to the cluster at {own} already, and was to use the one at "
             f"{_joined(host_port)}. Call ray.shutdown() first, or leave the address out."
         )
+
+
+def _is_same_host(given: str, own: str) -> bool:
+    """Whether two names are of one machine; that of loopback is of whichever machine the cluster has here."""
+    places = [_addresses(name.strip("[]")) for name in (given, own)]
+    return bool(places[0] & places[1]) or any(ipaddress.ip_address(place).is_loopback for place in places[0])
+
+
+def _addresses(host: str) -> set[str]:
+    with contextlib.suppress(OSError):
+        return {str(found[4][0]).partition("%")[0] for found in socket.getaddrinfo(host, None)}
+    return set()
 
 
 def _check_room(connection: Connection, workers: int) -> None:

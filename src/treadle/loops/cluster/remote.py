@@ -30,12 +30,14 @@ FETCH = 120.0
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """When a worker is given up. None of them limits how long its work may take."""
+    """When a worker is given up. None of them limits how long all its work may take."""
 
     start: float = 120.0
     """Seconds until a worker's process is there."""
     silence: float = 60.0
     """Seconds without a sign of life."""
+    step: float = 120.0
+    """Seconds that an environment may take for one step."""
     losses: int = 3
     """Times that a worker may be lost, one after the other, before it has done anything."""
 
@@ -47,6 +49,8 @@ class Lost(NamedTuple):
     """Such as `its process ended`."""
     is_final: bool = False
     """Whether it would be lost again."""
+    has_no_place: bool = False
+    """Whether it never had a process, because the cluster had no core for it."""
 
 
 class WorkerFailed(TreadleError):
@@ -64,11 +68,18 @@ class Remote:
         self._actor: Any = None
         self.seen: Pulse | None = None
         """Where its process was when it was last heard of."""
+        self.shares_a_core = False
+        """Whether it asks for no core of its own."""
 
     def start(self) -> None:
         """Ask for a process, and for the object in it; the former process is killed. Does not wait."""
         self.kill()
-        options = {"num_cpus": 1, "max_restarts": 0, "max_task_retries": 0, "scheduling_strategy": "SPREAD"}
+        options = {
+            "num_cpus": 0 if self.shares_a_core else 1,
+            "max_restarts": 0,
+            "max_task_retries": 0,
+            "scheduling_strategy": "SPREAD",
+        }
         # Signs of life come from a thread of their own; the object is called by one other thread alone.
         actor: Any = ray.remote(concurrency_groups={"pulse": 1}, **options)(Worker)  # type: ignore[call-overload]
         self._actor = actor.options(runtime_env={"env_vars": worker_environment()}).remote()
@@ -98,11 +109,13 @@ class Remote:
                 return answer
             self.seen = answer
             self._ask_pulse()
+            if answer.stepping is not None and answer.stepping > self.limits.step:
+                return Lost(f"its environment took longer than {self.limits.step:g} seconds for a step")
             return None
         waited = time.monotonic() - self._asked
         if self.seen is None and waited > self.limits.start:
             room = self._connection.room()
-            return Lost(f"no process could be started for it within {self.limits.start:g} seconds ({room})", True)
+            return Lost(f"no process could be started for it within {self.limits.start:g} seconds ({room})", True, True)
         if self.seen is not None and waited > self.limits.silence:
             return Lost(f"it gave no sign of life for {self.limits.silence:g} seconds")
         return None

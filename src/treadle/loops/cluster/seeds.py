@@ -24,9 +24,10 @@ from treadle.environments.base import Environment
 from treadle.environments.wrappers import Task
 from treadle.errors import InvalidSetting
 from treadle.loops.choose import LayoutName, LoopName, is_made, make_trainer, resolve
-from treadle.loops.cluster.connection import Connection, Log, connect, to_stderr
+from treadle.loops.cluster.connection import Connection, connect
 from treadle.loops.cluster.remote import Limits, Lost, Remote, WorkerFailed, answers, pickled, raise_failure
 from treadle.loops.cluster.worker import Failure, Pulse
+from treadle.loops.crew import Log, print_line
 from treadle.loops.fused import Record
 from treadle.loops.host import HostSeeds
 from treadle.loops.seeds import FusedSeeds, Layout
@@ -55,7 +56,7 @@ class RaySeeds:
         address: str | None = None,
         imports: Sequence[str] = (),
         limits: Limits | None = None,
-        log: Log = to_stderr,
+        log: Log = print_line,
     ):
         """Settings, spaces and environment are checked here, as `make_trainer` does, before there is a connection to
         the cluster at `address` (as `connect` makes it). No more workers are taken than there are seeds. Each runs the
@@ -75,7 +76,10 @@ class RaySeeds:
         alone = make_trainer(algorithm, environment, total_timesteps, seed, 1, loop, keep_data, layout)
         self.algorithm, self.spec, self.exact_resume = alone.algorithm, alone.spec, alone.exact_resume
         self.chunk_steps = alone.chunk_steps
-        self._like = jax.eval_shape(lambda: (alone.state, alone.policies()))
+        if isinstance(alone, HostSeeds):
+            self._like = alone.shapes, jax.eval_shape(alone.algorithm.policy, alone.shapes.algorithm)
+        else:
+            self._like = jax.eval_shape(lambda: (alone.state, alone.policies()))
         alone.close()
 
         shares = np.array_split(np.arange(num_seeds), min(workers, num_seeds))
@@ -85,6 +89,7 @@ class RaySeeds:
         programs = [pickled(SeedBatch, (share.start, len(share), *common), described) for share in self._shares]
 
         self._base: list[np.ndarray] | None = None  # leaves of all seeds; None: as they begin
+        self._has_begun = False  # whether every worker has had a process
         self._done: list[int] = []  # the updates of each `advance` since then
         self._workers: list[Remote] = []
         self._connection: Connection = connect(address, len(self._shares))
@@ -94,6 +99,7 @@ class RaySeeds:
             for worker in self._workers:
                 worker.start()
             self._of_all("ready")
+            self._has_begun = True
         except BaseException:
             self.close()
             raise
@@ -159,6 +165,8 @@ class RaySeeds:
         """Start a worker anew, and have it catch up. Does not wait for it."""
         limit = self._workers[number].limits.losses
         self._losses[number] += 1
+        if lost.has_no_place and self._has_begun and not self._workers[number].shares_a_core:
+            return self._squeeze_in(number, lost)
         if lost.is_final:
             raise WorkerFailed(f"{self._name(number)} cannot go on: {lost.reason}.")
         if self._losses[number] > limit:
@@ -168,6 +176,15 @@ class RaySeeds:
             )
         again = "" if self.exact_resume or self._base is None else ", its environments at the start of new episodes"
         self._log(f"{self._name(number)} was lost ({lost.reason}) and is started anew{again}")
+        self._begin_again(number)
+
+    def _squeeze_in(self, number: int, lost: Lost) -> None:
+        """Start a worker for which no core is left, since a node left: the others wait for it, so it may share one."""
+        self._log(f"{self._name(number)} has no place ({lost.reason}), and shares a core with another from now on")
+        self._workers[number].shares_a_core = True
+        self._begin_again(number)
+
+    def _begin_again(self, number: int) -> None:
         worker = self._workers[number]
         worker.start()
         if self._base is not None or self._done:
@@ -214,6 +231,12 @@ class SeedBatch:
             self._trainer = HostSeeds(
                 prepared, lambda: make(algorithm.num_envs), total_timesteps, seed, count, keep_data, first=first
             )
+
+    @property
+    def stepping(self) -> float | None:
+        """Seconds since the step began that a host environment is at; `None` in JAX's worlds, which cannot hang."""
+        found = [made.stepping for made in getattr(self._trainer, "environments", ())]
+        return max((seconds for seconds in found if seconds is not None), default=None)
 
     def ready(self) -> None:
         """Answered once all that was asked before is done."""

@@ -34,6 +34,8 @@ class Pulse(NamedTuple):
     node: str
     """The node's id."""
     pid: int
+    stepping: float | None = None
+    """Seconds since the step began that an environment is at, where somebody could say so."""
 
 
 class Worker:
@@ -48,7 +50,8 @@ class Worker:
     def pulse(self) -> Pulse:
         import ray
 
-        return Pulse(ray.get_runtime_context().get_node_id(), os.getpid())
+        stepping = getattr(self._object, "stepping", None)
+        return Pulse(ray.get_runtime_context().get_node_id(), os.getpid(), stepping)
 
     def build(self, imports: Sequence[str], description: bytes) -> Failure | None:
         """Make the object of the pickled pair of a function and its arguments, after running the user's files."""

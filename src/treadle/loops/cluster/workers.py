@@ -129,6 +129,7 @@ class RayWorkers:
             # A run that goes on is not to see again what it saw first.
             self._version = desk.version
             for index in range(len(self._members)):
+                desk.lost(index)
                 self._start(index)
         self._heard = time.monotonic()
         self._tell(desk)
@@ -145,11 +146,18 @@ class RayWorkers:
             member.remote.late()
         return [member.remote.seen for member in self._members]
 
-    def close(self) -> None:
-        """End the workers, and the connection if it was made here."""
+    def rest(self) -> None:
+        """End the workers, whose cores are free for others; the connection stays, and a later `run` asks for new
+        processes."""
         for member in self._members:
             member.remote.kill()
-        self._members, self._calls = [], {}
+        self._members = [_Member(member.remote) for member in self._members]
+        self._calls, self._version = {}, None
+
+    def close(self) -> None:
+        """End the workers, and the connection if it was made here."""
+        self.rest()
+        self._members = []
         self._connection.close()
 
     def _start(self, index: int) -> None:
