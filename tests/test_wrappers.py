@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import inspect
+import itertools
 import json
 import math
 from typing import Any
@@ -22,6 +23,7 @@ from slide import CHANGES, Diary, Slide, noted, slide
 from treadle import Agent, CartPole, exact, registry, settings, wrap
 from treadle.cli import main
 from treadle.environments import wrappers as module
+from treadle.environments.atari import AtariOptions
 from treadle.environments.gymnasium import GymnasiumEnvironments
 from treadle.environments.wrappers import Wrappers
 from treadle.errors import InvalidSetting, UnsupportedSpace
@@ -39,9 +41,10 @@ pytestmark = pytest.mark.least_optimised
 
 def test_every_change_is_explained():
     """The string below a field is its help on the command line."""
-    tree = ast.parse(inspect.getsource(module))
-    found = next(n for n in ast.walk(tree) if isinstance(n, ast.ClassDef) and n.name == "Wrappers")
-    pairs = zip(found.body, found.body[1:], strict=False)
+    pairs = []
+    for cls in (Wrappers, AtariOptions):
+        body = ast.parse(inspect.getsource(cls)).body[0].body  # pyright: ignore[reportAttributeAccessIssue]
+        pairs += itertools.pairwise(body)
     explained = {a.target.id for a, b in pairs if isinstance(a, ast.AnnAssign) and isinstance(b, ast.Expr)}  # pyright: ignore
     assert explained == {f.name for f in dataclasses.fields(Wrappers)}
 
@@ -66,7 +69,7 @@ def test_every_change_is_explained():
         ({"time_limit": None}, "time_limit .* was None; it must be .* one of own, none"),
         (
             {"reward_scal": 2.0},
-            r"no change 'reward_scal' to an environment. Did you mean 'reward_scale'\? There is: disc",
+            r"no change 'reward_scal' to an environment. Did you mean 'reward_scale'\? There is: clip_rewards, disc",
         ),
     ],
     ids=str,

@@ -175,6 +175,15 @@ class ValueNetwork(eqx.Module):
         return self.mlp(self.features(obs))[0]
 
 
+class SharedValue(eqx.Module):
+    """The value of one observation, from features that another network computes: `features -> []`."""
+
+    mlp: MLP
+
+    def __call__(self, features: Float[Array, " n"]) -> Float[Array, ""]:
+        return self.mlp(features)[0]
+
+
 class CategoricalPolicy(eqx.Module):
     """The probabilities of discrete actions for one observation, from an output for each."""
 

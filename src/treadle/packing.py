@@ -45,6 +45,7 @@ class Packing:
     """
 
     def __init__(self, example: PyTree, small: int = SMALL):
+        self.example = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), example)
         leaves, self._treedef = jax.tree.flatten(example)
         self._places: list[_Place] = []
         self.words = 0
@@ -54,6 +55,12 @@ class Packing:
             fits = packable and math.prod(shape) <= small
             self._places.append(_Place(shape, dtype, self.words if fits else None))
             self.words += math.prod(shape) if fits else 0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all leaves that are numbers."""
+        sizes = (4 if place.start is not None else _itemsize(place.dtype) for place in self._places)
+        return sum(place.size * size for place, size in zip(self._places, sizes, strict=True))
 
     def pack(self, tree: PyTree) -> tuple[Array, ...]:
         """The common vector, then the leaves that stay on their own."""
@@ -90,6 +97,10 @@ class Packing:
             flat = leaf.reshape(-1)
             vector[place.start : place.start + place.size] = flat if place.dtype == np.bool_ else flat.view(np.uint32)
         return (vector, *others)
+
+
+def _itemsize(dtype: Any) -> int:
+    return 0 if jnp.issubdtype(dtype, jax.dtypes.prng_key) else dtype.itemsize
 
 
 def scan(body: Callable[[C, Any], tuple[C, Any]], init: C, xs: PyTree) -> tuple[C, Any]:

@@ -19,13 +19,13 @@ from treadle.errors import InvalidSetting, TreadleError
 from treadle.features import Table
 from treadle.loops import evaluate as evaluation
 from treadle.loops.choose import drawn_environment, evaluated_as, evaluation_environment
+from treadle.loops.play import HOST_PACE
 from treadle.loops.seeding import purpose, seed_key
 from treadle.run import Run, write_whole
 from treadle.scene import Scene
 
 EVALUATION_ENVIRONMENTS = 10
 LONGEST_DRAWING = 1_000
-GYMNASIUM_FRAME_SECONDS = 0.02
 ERRORS = ("loss", "td_error", "error")
 """Metrics of which one is drawn where there are no episodes."""
 
@@ -123,7 +123,7 @@ def draw_episode(
     Raises `TreadleError` where it draws no frames, or where the file cannot be written.
     """
     if isinstance(world, GymnasiumEnvironments):
-        pictures, seconds = _frames(world, algorithm, policy, key), GYMNASIUM_FRAME_SECONDS
+        pictures, seconds = _frames(world, algorithm, policy, key), 1 / (world.steps_per_second or HOST_PACE)
     else:
         states = evaluation.greedy_episode(algorithm, policy, world, key, LONGEST_DRAWING)
         fixed: Any = jax.device_get(world)  # plain numbers, with which a scene is quickly made

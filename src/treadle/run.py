@@ -28,6 +28,8 @@ from treadle.environments.wrappers import Task, Wrappers
 from treadle.errors import InvalidSetting, TreadleError
 from treadle.files import replacing
 from treadle.loops.choose import Trainer, make_offline_trainer, make_trainer
+from treadle.loops.crew import check_used
+from treadle.loops.host import HostSeeds
 
 FORMAT = 1
 CONTENTS = ("run.json", "metrics.jsonl", "evaluation.json", "tensorboard", "checkpoints", "figures", recording.FOLDER)
@@ -222,7 +224,8 @@ class Run:
         """Put a checkpoint (the last, unless named) into a trainer; the step at which it was taken. Raises what
         `load` does."""
         try:
-            state, step = self.load(trainer.state, path)
+            like = trainer.shapes if isinstance(trainer, HostSeeds) else trainer.state
+            state, step = self.load(like, path)
         except checkpoint.CheckpointError as error:
             found = self.checkpoints()
             others = [p for p in found if p != (path or found[-1])]
@@ -291,7 +294,18 @@ def start(
     if config.engine == "ray" and seeds > 1 and algorithm.workers != "gradients":
         return _study_on_ray(algorithm, environment, config, keeps, to_learn)
     return make_trainer(
-        algorithm, environment, steps, seed, seeds, config.loop, keeps, config.layout, config, to_learn, config.devices
+        algorithm,
+        environment,
+        steps,
+        seed,
+        seeds,
+        config.loop,
+        keeps,
+        config.layout,
+        config,
+        to_learn,
+        config.devices,
+        config.overlap,
     )
 
 
@@ -300,6 +314,11 @@ def _study_on_ray(
 ) -> Trainer:
     """Seeds spread over the workers of a cluster, or without them a trainer to be looked at: its state is the same."""
     steps, seed, seeds, loop, layout = config.total_timesteps, config.seed, config.seeds, config.loop, config.layout
+    check_used(config, "here each trains some of the seeds by itself: leave it out")
+    if config.devices > 1:
+        raise InvalidSetting(
+            f"devices (--devices) was {config.devices}, and workers of a cluster train each on one core: leave it out."
+        )
     if not to_learn:
         return make_trainer(algorithm, environment, steps, seed, seeds, loop, keeps, layout)
     from treadle.loops.cluster.remote import Limits
@@ -317,7 +336,7 @@ def _study_on_ray(
         workers=config.count(),
         address=config.address,
         imports=registry.imported_files(),
-        limits=Limits(silence=config.worker_timeout),
+        limits=Limits(silence=config.worker_timeout, step=config.worker_timeout),
     )
     return study
 

@@ -67,7 +67,10 @@ class Spec:
     `example` is one transition without batch axes; its values do not matter, its shapes and dtypes do.
     `total_timesteps` counts environment steps over all environments of one seed: schedules given as fractions are
     fractions of it. `max_episode_steps` is the time limit, `None` where there is none or it is not known.
-    `transitions`, of small worlds only, gives the exact table (`treadle.exact.Transitions`).
+    `transitions`, of small worlds only, gives the exact table (`treadle.exact.Transitions`). Where `frame_stack` is
+    `k`, observations are stacks `[k, ...]` of the last frames, oldest first and zeros before the episode began, in an
+    unbroken stream: every row begins where the one before it led to, and one that is not valid leads from the end of an
+    episode to the next one. 0 promises none of this.
     """
 
     observation_space: Space
@@ -77,6 +80,7 @@ class Spec:
     example: Transition
     max_episode_steps: int | None = None
     transitions: Callable[[], Any] | None = None
+    frame_stack: int = 0
 
 
 def space_spec(observation_space: Space, action_space: Space, num_envs: int = 1, total_timesteps: int = 1) -> Spec:

@@ -211,6 +211,11 @@ class _HostSource:
     def __init__(self, trainer: HostSeeds):
         self._trainer = trainer
         environments = trainer.environments[0]
+        if environments.steps_by_itself:
+            raise TreadleError(
+                f"--watch cannot draw {environments.name} as text. Leave it out, and watch the run in the browser "
+                "as it learns: treadle watch RUN --live."
+            )
         self._recorded: _Recorded = environments.wrap_first(lambda env: _Recorded(env, environments.name))
 
     def now(self) -> Seen:

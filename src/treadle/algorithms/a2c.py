@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 from jaxtyping import Array
 
@@ -52,18 +54,18 @@ class A2C(PolicyGradient):
         return self.start(key, spec)
 
     def loss(self, networks: Networks, rollout: Transition) -> tuple[Array, Metrics]:
-        advantage, target, v = self.advantages(networks, rollout)
+        advantage, target, (pi, v) = self.advantages(networks, rollout)
         if self.normalise_advantages:
             advantage = standardised(advantage, rollout.valid)
-        pi = jax.vmap(jax.vmap(networks.policy))(rollout.obs)
         policy_loss = -mean_of(pi.log_prob(rollout.action) * advantage, rollout.valid)
         value_loss = mean_of((target - v) ** 2, rollout.valid)
         entropy = mean_of(pi.entropy(), rollout.valid)
         loss = policy_loss - self.entropy_coefficient * entropy + self.value_coefficient * value_loss
         return loss, {"loss": loss, "policy_loss": policy_loss, "value_loss": value_loss, "entropy": entropy}
 
-    def advantages(self, networks: Networks, rollout: Transition) -> tuple[Array, Array, Array]:
-        """Advantages and targets of the values `[T, B]`, which carry no gradient, and the values themselves."""
-        assert networks.value is not None
-        v, advantage = advantages(networks.value, rollout, self.gamma, self.gae_lambda)
-        return advantage, jax.lax.stop_gradient(advantage + v), v
+    def advantages(self, networks: Networks, rollout: Transition) -> tuple[Array, Array, tuple[Any, Array]]:
+        """Advantages and targets of the values `[T, B]`, which carry no gradient, and what they were computed from: the
+        policy and the values of the rollout's observations."""
+        pi, v = jax.vmap(jax.vmap(networks.both))(rollout.obs)
+        advantage = advantages(networks, v, rollout, self.gamma, self.gae_lambda)
+        return advantage, jax.lax.stop_gradient(advantage + v), (pi, v)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 from jaxtyping import Array
 
@@ -35,16 +37,14 @@ class ActorCritic(PolicyGradient):
         return self.start(key, spec)
 
     def loss(self, networks: Networks, rollout: Transition) -> tuple[Array, Metrics]:
-        delta = jax.vmap(jax.vmap(self.td_error, (None, 0)), (None, 0))(networks, rollout)
-        pi = jax.vmap(jax.vmap(networks.policy))(rollout.obs)
+        pi, delta = jax.vmap(jax.vmap(self.policy_and_error, (None, 0)), (None, 0))(networks, rollout)
         policy_loss = -mean_of(pi.log_prob(rollout.action) * jax.lax.stop_gradient(delta), rollout.valid)
         value_loss = mean_of(delta**2, rollout.valid)
         entropy = mean_of(pi.entropy(), rollout.valid)
         loss = policy_loss - self.entropy_coefficient * entropy + self.value_coefficient * value_loss
         return loss, {"loss": loss, "policy_loss": policy_loss, "value_loss": value_loss, "entropy": entropy}
 
-    def td_error(self, networks: Networks, t: Transition) -> Array:
-        """Of one transition."""
-        assert networks.value is not None
-        discount = self.gamma * (1.0 - t.terminated)
-        return td_error(networks.value(t.obs), t.reward, discount, networks.value(t.next_obs))
+    def policy_and_error(self, networks: Networks, t: Transition) -> tuple[Any, Array]:
+        """The policy where one transition began, and its TD error."""
+        pi, v = networks.both(t.obs)
+        return pi, td_error(v, t.reward, self.gamma * (1.0 - t.terminated), networks.value_of(t.next_obs))

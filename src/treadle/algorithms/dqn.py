@@ -11,16 +11,17 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from treadle import exploration, hoist, optimise, schedules
+from treadle import exploration, frames, hoist, optimise, schedules
 from treadle.algorithms.base import Algorithm, Survey, register, require
+from treadle.convolution import FeatureName, check_features, features_for, hidden_sizes_after
 from treadle.errors import InvalidSetting, UnsupportedSpace
+from treadle.frames import FrameMemory, PrioritizedFrameMemory
 from treadle.memory import Memory, UniformMemory
 from treadle.networks import (
     LARGEST_ONE_HOT,
     MLP,
     Activation,
     DuelingQNetwork,
-    Features,
     Initialisation,
     QNetwork,
     Raveled,
@@ -32,6 +33,9 @@ from treadle.sharding import split_rows
 from treadle.spaces import Discrete
 from treadle.types import Counter, Mean, Metrics, Spec, Transition
 
+NOWHERE = 2**31 - 1
+"""Of a memory's rows one that there is not, whose priority is nobody's."""
+
 
 class DQNState(NamedTuple):
     """Everything that changes while DQN learns."""
@@ -41,9 +45,10 @@ class DQNState(NamedTuple):
     opt_state: optax.OptState
     memory: Any
     recent: Transition | None
-    """The last `n_step - 1` rows, which wait for those that complete their returns; none where `n_step` is 1."""
+    """The last `n_step - 1` rows, which wait for those that complete their returns; none where `n_step` is 1, or where
+    the memory sums rewards itself."""
     waiting: Counter | None
-    """How many of them there are; none where `n_step` is 1."""
+    """How many of them there are; none where there is nothing that waits."""
     running_max_q: Float[Array, ""]
     """A running mean of `max_a Q(s, a)` where actions were chosen, by which over-estimation shows."""
     step: Counter
@@ -132,10 +137,13 @@ class DQN(Algorithm):
     """Clip the gradient's global norm to this; `None` does not."""
     max_grad_value: float | None = None
     """Clip each element of the gradient to this; `None` does not."""
+    features: FeatureName = "auto"
+    """What observations become first: `nature` and `dqn2013` are the convolutional networks of Mnih et al. (2015 and
+    2013) for images, `flat` is one vector, and `auto` takes `nature` for images of bytes that it fits, else `flat`."""
     hidden_sizes: tuple[int, ...] = (64, 64)
-    """Units of each hidden layer."""
+    """Units of each hidden layer; convolutional networks have their own."""
     activation: Activation = "relu"
-    """Between the layers."""
+    """Between the layers; convolutional networks have relu."""
     initialisation: Initialisation = "orthogonal"
     """Orthogonal weights and zero biases, or both scaled by 1/sqrt(inputs) (PyTorch's default)."""
     network: Callable[..., Any] | None = None
@@ -148,17 +156,30 @@ class DQN(Algorithm):
 
     @property
     def memory(self) -> Any:
+        """The replay memory of all observations but stacks of frames."""
+        return self.memory_for(0)
+
+    def memory_for(self, frame_stack: int) -> Any:
+        """The replay memory of observations that are stacks of so many frames (0: that are not), as `Spec.frame_stack`
+        has it. Of stacks it keeps each frame once, and sums the rewards of n steps when it is drawn from."""
+        settings: dict[str, Any] = {"capacity": self.capacity, "batch_size": self.batch_size}
+        if frame_stack:
+            settings |= {"num_envs": self.num_envs, "frame_stack": frame_stack}
+            settings |= {"n_step": self.n_step, "gamma": self.gamma}
         if not self.prioritized:
-            return UniformMemory(capacity=self.capacity, batch_size=self.batch_size)
-        return PrioritizedMemory(
-            capacity=self.capacity,
-            batch_size=self.batch_size,
+            return (FrameMemory if frame_stack else UniformMemory)(**settings)
+        return (PrioritizedFrameMemory if frame_stack else PrioritizedMemory)(
+            **settings,
             alpha=self.priority_alpha,
             beta=self.priority_beta,
             priority_offset=self.priority_offset,
             error_clip=self.priority_clip,
             weights_over=self.priority_weights,
         )
+
+    def memory_bytes(self, spec: Spec) -> int:
+        """Bytes that the replay memory will take, told before any of them are taken."""
+        return frames.memory_bytes(self.memory_for(spec.frame_stack), spec.example)
 
     @property
     def gradient_rule(self) -> optax.GradientTransformation:
@@ -205,7 +226,7 @@ class DQN(Algorithm):
                 "takes the index (network=...)."
             )
         if self.network is None:
-            return
+            return check_features(self.features, spec.observation_space)
         wanted, network = (spec.action_space.n,), ravel(self.network)
         try:
             given = jax.eval_shape(network, spec.example.obs).shape
@@ -223,27 +244,29 @@ class DQN(Algorithm):
 
     def init(self, key: Array, spec: Spec) -> DQNState:
         network = ravel(self.build_network(key, spec) if self.network is None else self.network)
-        example = spec.example if self.n_step == 1 else spec.example._replace(extras=jnp.zeros(()))
+        waits = self.n_step > 1 and not spec.frame_stack
+        example = spec.example._replace(extras=jnp.zeros(())) if waits else spec.example
         waiting = spec.example._replace(valid=jnp.zeros((), jnp.bool_), extras=())
         size = self.n_step - 1, spec.num_envs
         return DQNState(
             network=network,
             target_network=jax.tree.map(jnp.copy, network),
             opt_state=optimise.start(self.gradient_rule, network),
-            memory=self.memory.init(example),
+            memory=self.memory_for(spec.frame_stack).init(example),
             # What is not used would cost the compiled loop time: empty arrays, and a counter that stays zero.
-            recent=None if self.n_step == 1 else jax.tree.map(lambda x: jnp.zeros((*size, *x.shape), x.dtype), waiting),
-            waiting=None if self.n_step == 1 else Counter.zero(),
+            recent=jax.tree.map(lambda x: jnp.zeros((*size, *x.shape), x.dtype), waiting) if waits else None,
+            waiting=Counter.zero() if waits else None,
             running_max_q=jnp.zeros(()),
             step=Counter.zero(),
             total_timesteps=jnp.asarray(spec.total_timesteps, jnp.int32),
         )
 
     def build_network(self, key: Array, spec: Spec) -> QNetwork | DuelingQNetwork:
-        features = Features(spec.observation_space)
+        features = features_for(key, self.features, spec.observation_space, self.initialisation)
         assert isinstance(spec.action_space, Discrete)
         outputs = spec.action_space.n + (1 if self.dueling else 0)
-        mlp = MLP(key, (features.size, *self.hidden_sizes, outputs), self.activation, self.initialisation)
+        sizes = (features.size, *hidden_sizes_after(features, self.hidden_sizes), outputs)
+        mlp = MLP(key, sizes, self.activation, self.initialisation)
         return DuelingQNetwork(features, mlp) if self.dueling else QNetwork(features, mlp)
 
     def act(self, state: DQNState | DQNPolicy, carry, obs, key, *, explore: bool = True):
@@ -273,7 +296,7 @@ class DQN(Algorithm):
 
         def wait(learner, key):
             batches = (self.gradient_steps, self.batch_size)
-            return learner, (jnp.zeros(batches[0]), jnp.full(batches, self.capacity, jnp.int32), jnp.zeros(batches))
+            return learner, (jnp.zeros(batches[0]), jnp.full(batches, NOWHERE, jnp.int32), jnp.zeros(batches))
 
         learning = step.value > self.learning_starts
         learner, found = hoist.cond(learning, learn, wait, (state.network, state.opt_state), key)
@@ -337,11 +360,12 @@ class DQN(Algorithm):
 
     def memory_at(self, state: Any) -> Memory:
         """The memory with the beta of now."""
+        memory = self.memory_for(frames.frame_stack(state.memory))
         if not self.prioritized:
-            return self.memory
+            return memory
         steps = self.priority_beta_fraction * state.total_timesteps
         beta = schedules.linear(self.priority_beta, self.priority_beta_end, steps, state.step.value)
-        return dataclasses.replace(self.memory, beta=beta)
+        return dataclasses.replace(memory, beta=beta)
 
     def epsilon(self, state: Any) -> Float[Array, ""]:
         step = state.step.value
@@ -356,6 +380,9 @@ class DQN(Algorithm):
         return schedules.linear(self.learning_rate, self.learning_rate_end, state.total_timesteps, state.step.value)
 
     def begin_episodes(self, state: DQNState) -> DQNState:
+        frame_stack = frames.frame_stack(state.memory)
+        if frame_stack:
+            return state._replace(memory=self.memory_for(frame_stack).begin_episodes(state.memory))
         if state.recent is None:
             return state
         none = jnp.zeros(state.recent.reward.shape, jnp.bool_)

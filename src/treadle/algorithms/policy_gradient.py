@@ -21,6 +21,7 @@ from jaxtyping import Array, Bool, Float
 
 from treadle import optimise
 from treadle.algorithms.base import Algorithm, require
+from treadle.convolution import FeatureName, check_features, features_for, features_size, hidden_sizes_after, resolve
 from treadle.distributions import Categorical, Distribution, Gaussian
 from treadle.errors import InvalidSetting, UnsupportedSpace
 from treadle.networks import (
@@ -33,6 +34,7 @@ from treadle.networks import (
     GaussianPolicy,
     Initialisation,
     Raveled,
+    SharedValue,
     TanhGaussianPolicy,
     ValueNetwork,
     ravel,
@@ -51,6 +53,27 @@ class Networks(NamedTuple):
 
     policy: Raveled
     value: Raveled | None
+    """A `SharedValue` where values are read off the policy's features."""
+
+    def both(self, obs: Obs) -> tuple[Any, Any]:
+        """The policy's distribution for one observation and its value, `None` where none is learned. Features that are
+        shared are computed once, and so is their gradient."""
+        if self.value is None:
+            return self.policy(obs), None
+        if not isinstance(value := self.value.module, SharedValue):
+            return self.policy(obs), self.value(obs)
+        policy: Any = self.policy.module
+        features = policy.features(obs)
+        return dataclasses.replace(policy, features=_as_they_are)(features), value(features)
+
+    def value_of(self, obs: Obs) -> Any:
+        """The value of one observation alone."""
+        return self.both(obs)[1]
+
+
+def _as_they_are(features: Array) -> Array:
+    """Of a policy that is given its features instead of an observation."""
+    return features
 
 
 class Learner(NamedTuple):
@@ -96,12 +119,17 @@ class PolicyGradient(Algorithm):
     """Rule of the gradient step."""
     max_grad_norm: float | None = 0.5
     """Clip the global norm of the gradient, over policy and values together, to this; `None` does not."""
+    features: FeatureName = "auto"
+    """What observations become first: `nature` and `dqn2013` are the convolutional networks of Mnih et al. (2015 and
+    2013) for images, `flat` is one vector, and `auto` takes `nature` for images of bytes that it fits, else `flat`."""
+    share_features: bool = True
+    """Read the values off the policy's convolutions, where it has some, instead of giving them their own."""
     hidden_sizes: tuple[int, ...] = (64, 64)
-    """Units of each hidden layer of the policy."""
+    """Units of each hidden layer of the policy; convolutional networks have their own."""
     critic_hidden_sizes: tuple[int, ...] | None = None
     """Those of the values; like the policy's when not given."""
     activation: Activation = "tanh"
-    """Between the layers."""
+    """Between the layers; convolutional networks have relu."""
     initialisation: Initialisation = "orthogonal"
     """Orthogonal weights and zero biases, or both scaled by 1/sqrt(inputs) (PyTorch's default)."""
     std: Literal["parameter", "network"] = "parameter"
@@ -131,6 +159,8 @@ class PolicyGradient(Algorithm):
         if spec is not None:
             check_actions(spec.action_space, self.name)
             check_observations(spec.observation_space, self.name, self.normalise_observations)
+            if self.policy_network is None:
+                check_features(self.features, spec.observation_space)
             self._check_own_networks(spec)
 
     def _check_own_networks(self, spec: Spec) -> None:
@@ -178,7 +208,8 @@ class PolicyGradient(Algorithm):
         )
 
     def build_policy(self, key: Array, spec: Spec) -> Any:
-        features, space = Features(spec.observation_space), spec.action_space
+        features = features_for(key, self.features, spec.observation_space, self.initialisation)
+        space = spec.action_space
         if isinstance(space, Discrete):
             return CategoricalPolicy(features, self.mlp(key, features, space.n, 0.01))
         size = math.prod(space.shape)
@@ -187,13 +218,18 @@ class PolicyGradient(Algorithm):
         log_std = jnp.full(size, self.initial_log_std)
         return GaussianPolicy(features, self.mlp(key, features, size, 0.01), log_std)
 
-    def build_value(self, key: Array, spec: Spec) -> ValueNetwork:
-        features = Features(spec.observation_space)
-        sizes = self.hidden_sizes if self.critic_hidden_sizes is None else self.critic_hidden_sizes
-        return ValueNetwork(features, MLP(key, (features.size, *sizes, 1), self.activation, self.initialisation))
+    def build_value(self, key: Array, spec: Spec) -> ValueNetwork | SharedValue:
+        space = spec.observation_space
+        if self.share_features and self.policy_network is None and resolve(self.features, space) != "flat":
+            sizes = features_size(self.features, space), 1
+            return SharedValue(MLP(key, sizes, self.activation, self.initialisation))
+        features = features_for(key, self.features, space, self.initialisation)
+        hidden = self.hidden_sizes if self.critic_hidden_sizes is None else self.critic_hidden_sizes
+        sizes = features.size, *hidden_sizes_after(features, hidden), 1
+        return ValueNetwork(features, MLP(key, sizes, self.activation, self.initialisation))
 
     def mlp(self, key: Array, features: Features, outputs: int, output_scale: float) -> MLP:
-        sizes = (features.size, *self.hidden_sizes, outputs)
+        sizes = (features.size, *hidden_sizes_after(features, self.hidden_sizes), outputs)
         return MLP(key, sizes, self.activation, self.initialisation, output_scale)
 
     # Acting
@@ -222,7 +258,7 @@ class PolicyGradient(Algorithm):
         learner = learner_of(state)
         seen = normalised(learner.observations, obs)
         distribution = learner.networks.policy(seen)
-        found = {} if learner.networks.value is None else {"value": learner.networks.value(seen)}
+        found = {} if learner.networks.value is None else {"value": learner.networks.value_of(seen)}
         if isinstance(distribution, Categorical):
             return {**found, "probabilities": jnp.exp(distribution.log_probs)}
         return {**found, "mean": learner.actions(distribution.mean), "std": learner.actions.deviation(distribution.std)}
@@ -307,15 +343,14 @@ def normalised(moments: Moments | None, obs: Obs) -> Obs:
 
 
 def advantages(
-    value: Callable[..., Any], rollout: Transition, gamma: Any, gae_lambda: Any
-) -> tuple[Float[Array, "T B"], Float[Array, "T B"]]:
-    """The values of a rollout's observations, and the generalised advantage of each step, which carries no gradient."""
-    values = jax.vmap(jax.vmap(value))
-    v = values(rollout.obs)
-    fixed, v_next = jax.lax.stop_gradient((v, values(rollout.next_obs)))
+    networks: Networks, v: Float[Array, "T B"], rollout: Transition, gamma: Any, gae_lambda: Any
+) -> Float[Array, "T B"]:
+    """The generalised advantage of each step of a rollout whose observations have the values `v`. It carries no
+    gradient."""
+    fixed, v_next = jax.lax.stop_gradient((v, jax.vmap(jax.vmap(networks.value_of))(rollout.next_obs)))
     discount = gamma * (1.0 - rollout.terminated)
     over_envs = jax.vmap(gae, in_axes=(1, 1, 1, 1, 1, None), out_axes=1)
-    return v, over_envs(rollout.reward, discount, fixed, v_next, rollout.ended, gae_lambda)
+    return over_envs(rollout.reward, discount, fixed, v_next, rollout.ended, gae_lambda)
 
 
 def if_any(valid: Bool[Array, "..."] | None, learned: T, before: T) -> T:

@@ -187,7 +187,7 @@ class Reinforce(PolicyGradient):
 
         future = jnp.zeros(())
         if networks.value is not None:
-            future = (1.0 - last.terminated) * networks.value(last.next_obs)
+            future = (1.0 - last.terminated) * networks.value_of(last.next_obs)
         moments, _ = jax.lax.fori_loop(0, chunks, add_moments, (Moments.start(), future))
         gradients, losses, _ = jax.lax.fori_loop(0, chunks, add_gradients, (*learned, future))
         return gradients, losses
@@ -198,22 +198,23 @@ class Reinforce(PolicyGradient):
         def mean(values: Array) -> Array:
             return jnp.sum(jnp.where(rows.counts, values, 0.0)) / moments.count
 
-        advantage = jax.lax.stop_gradient(self.advantages(networks, rows))
+        pi, v = jax.vmap(networks.both)(rows.obs)
+        error = rows.returns if v is None else rows.returns - v
+        advantage = jax.lax.stop_gradient(error)
         if self.normalise_returns:
             scaled = (advantage - moments.mean) / (jnp.sqrt(moments.variance) + EPSILON)
             advantage = jnp.where(moments.count > 1, scaled, advantage)
-        pi = jax.vmap(networks.policy)(rows.obs)
         entropy = mean(pi.entropy())
         loss = -mean(pi.log_prob(rows.action) * advantage) - self.entropy_coefficient * entropy
         value_loss = jnp.zeros(())
-        if networks.value is not None:
-            value_loss = mean(self.advantages(networks, rows) ** 2)
+        if v is not None:
+            value_loss = mean(error**2)
             loss += self.value_coefficient * value_loss
         return loss, Losses(loss, value_loss, entropy)
 
     def advantages(self, networks: Networks, rows: Chunk) -> Float[Array, " N"]:
         """Returns, less the values where they are learned."""
-        return rows.returns if networks.value is None else rows.returns - jax.vmap(networks.value)(rows.obs)
+        return rows.returns if networks.value is None else rows.returns - jax.vmap(networks.value_of)(rows.obs)
 
 
 def normalised_returns(

@@ -6,6 +6,8 @@ the observation to act on next.
 
 from __future__ import annotations
 
+import dataclasses
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
@@ -13,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 import numpy as np
 
 from treadle.algorithms.base import require
+from treadle.environments.atari import AtariGames, Game, game_of, register_games
 from treadle.environments.wrappers import Wrappers, with_time_limit
 from treadle.errors import InvalidSetting, TreadleError, UnknownName, UnsupportedSpace, nearest
 from treadle.spaces import Discrete, Grid, Space, from_gymnasium
@@ -32,6 +35,8 @@ class HostStep(NamedTuple):
     a new episode where one has just ended (elsewhere the same array as `next_obs`, when no episode ended at all).
     An episode that terminates in the step of its time limit counts as terminated only. `valid` is false for rows in
     which the environment ignored the action and reset itself; `None` says that there are no such rows in this mode.
+    Where a life is lost, in Atari games, and that is to be terminal for learning, `lost_life` is true though the
+    episode goes on; `None` where no life can be lost.
     """
 
     next_obs: np.ndarray
@@ -40,6 +45,12 @@ class HostStep(NamedTuple):
     truncated: np.ndarray
     valid: np.ndarray | None
     obs: np.ndarray
+    lost_life: np.ndarray | None = None
+
+    @property
+    def terminal(self) -> np.ndarray:
+        """Where learning must not look beyond the step."""
+        return self.terminated if self.lost_life is None else self.terminated | self.lost_life
 
 
 class GymnasiumEnvironments:
@@ -48,7 +59,8 @@ class GymnasiumEnvironments:
     `env` is an id (`"CartPole-v1"`, `"my_package:MyEnv-v0"`), a callable that makes an environment, an environment
     (one), or a ready `gymnasium.vector.VectorEnv`, which brings its own `num_envs` and autoreset mode. `render_mode`
     and `make_options` go to `gymnasium.make` or to the callable. Of the `wrappers`, those of actions and of the time
-    limit are applied here; `step` gives the environment's own reward.
+    limit are applied here; `step` gives the environment's own reward. Atari games by their ids are ale-py's many games
+    at once (`treadle.environments.atari`), set up as the wrappers say, always in next-step mode.
 
     Raises `UnknownName` for an id that Gymnasium cannot make, `UnsupportedSpace` for spaces that Treadle does not
     serve. What a user's environment raises passes through.
@@ -59,6 +71,13 @@ class GymnasiumEnvironments:
     observation_space: Space
     action_space: Space
     max_episode_steps: int | None
+    frame_stack: int = 0
+    """As in `treadle.types.Spec`."""
+    steps_per_second: float | None = None
+    """At which it is meant to be watched, where it says so."""
+    keeps_last_frame: bool = False
+    """Whether `render` after an episode's end shows that end."""
+    _receiving_since: float | None = None
 
     def __init__(
         self,
@@ -75,10 +94,21 @@ class GymnasiumEnvironments:
         options = make_options if render_mode is None else {"render_mode": render_mode, **make_options}
 
         self.wrappers = wrappers or Wrappers()
+        game = game_of(env) if isinstance(env, str) else None
+        if game is not None:
+            if make_options:
+                raise InvalidSetting(
+                    f"{', '.join(make_options)} cannot be passed on to the Atari game {env}. What can be set about it "
+                    "are the fields of treadle.environments.atari.AtariOptions, by treadle.wrap(...)."
+                )
+            self._begin_atari(str(env), game, num_envs, render_mode)
+            return
+        self.wrappers.refuse_atari(env if isinstance(env, str) else "an environment that you bring yourself")
         made = _make(env, num_envs, options)
         first = made[0] if isinstance(made, list) else made
         self.name = env if isinstance(env, str) else _name(first)
         self.max_episode_steps = self.wrappers.max_episode_steps(_time_limit(first))
+        self.steps_per_second = (getattr(first, "metadata", None) or {}).get("render_fps")
         try:
             if self.wrappers.time_limit != "own":
                 if not isinstance(made, list) or made[0] is env:
@@ -96,6 +126,20 @@ class GymnasiumEnvironments:
             raise
         self.autoreset = self._stepper.autoreset
         self.num_envs = self._stepper.num_envs
+
+    def _begin_atari(self, name: str, game: Game, num_envs: int, render_mode: str | None) -> None:
+        if self.wrappers.clip_rewards is None:
+            self.wrappers = dataclasses.replace(self.wrappers, clip_rewards=True)
+        skip = self.wrappers.frame_skip or game.frame_skip
+        self.name, self.num_envs = name, num_envs
+        self.max_episode_steps = self.wrappers.max_episode_steps(-(-game.most_frames // skip))
+        games = AtariGames(game, num_envs, self.wrappers, self.max_episode_steps, render_mode is not None)
+        self.frame_stack, self.steps_per_second = games.frame_stack, games.steps_per_second
+        self.keeps_last_frame = True
+        self.observation_space = games.observation_space
+        self.action_space = self.wrappers.action_space(games.action_space)
+        self._stepper = _Atari(games, self)
+        self.autoreset = self._stepper.autoreset
 
     @property
     def masks_rows(self) -> bool:
@@ -117,7 +161,31 @@ class GymnasiumEnvironments:
 
     def step(self, actions: np.ndarray) -> HostStep:
         """One step of every environment with `actions` `[B]` counted from 0 (`Discrete`) or `[B, ...]` (`Box`)."""
-        return self._stepper.step(actions)
+        self.send(actions)
+        return self.receive()
+
+    @property
+    def stepping(self) -> float | None:
+        """Seconds since the step began that is being received, if one is: asked by other threads, of which one steps.
+        An environment may hang."""
+        since = self._receiving_since
+        return None if since is None else time.monotonic() - since
+
+    @property
+    def steps_by_itself(self) -> bool:
+        """Whether a step that has begun goes on in other threads, and something else can be done meanwhile."""
+        return isinstance(self._stepper, _Atari)
+
+    def send(self, actions: np.ndarray) -> None:
+        """Begin a step; `receive` ends it. The two are `step`."""
+        self._stepper.send(actions)
+
+    def receive(self) -> HostStep:
+        """What comes of the step that was begun."""
+        self._receiving_since = time.monotonic()
+        step = self._stepper.receive()
+        self._receiving_since = None
+        return step
 
     def render(self) -> Sequence[Any]:
         """What each environment renders."""
@@ -138,16 +206,18 @@ class GymnasiumEnvironments:
 
 
 def counterpart(name: str) -> str | None:
-    """The Gymnasium id of a world of this name, `None` where Gymnasium has none."""
+    """The Gymnasium id of a world of this name, `None` where Gymnasium has none. Raises `UnknownName` for an Atari game
+    where ale-py is not installed."""
     import gymnasium
 
-    return name if name in gymnasium.registry else None
+    return name if name in gymnasium.registry or game_of(name) else None
 
 
 def known_ids() -> list[str]:
     """The ids that Gymnasium knows at the moment, for suggestions."""
     import gymnasium
 
+    register_games()
     return sorted(gymnasium.registry)
 
 
@@ -161,7 +231,9 @@ class _Stepper(Protocol):
 
     def owned(self, obs: Any) -> np.ndarray: ...
 
-    def step(self, actions: np.ndarray) -> HostStep: ...
+    def send(self, actions: np.ndarray) -> None: ...
+
+    def receive(self) -> HostStep: ...
 
     def render(self) -> Sequence[Any]: ...
 
@@ -181,6 +253,10 @@ class _Arrays:
 
     def owned(self, obs: Any) -> np.ndarray:
         return np.array(obs, self._obs_dtype, order="C")
+
+    def send(self, actions: np.ndarray) -> None:
+        """Environments that run in this thread are stepped when the step is received."""
+        self._sent = self.actions(actions)
 
     def actions(self, actions: np.ndarray) -> np.ndarray:
         """A copy, because what JAX computed is read-only and environments may write to their action."""
@@ -206,13 +282,13 @@ class _Separate(_Arrays):
         _seed_spaces(self._envs, space_seeds)
         return np.stack([np.array(env.reset(seed=s)[0]) for env, s in zip(self._envs, seeds, strict=True)])
 
-    def step(self, actions: np.ndarray) -> HostStep:
+    def receive(self) -> HostStep:
+        actions = self._sent
         next_obs = np.empty(self._obs_shape, self._obs_dtype)
         reward = np.empty(self.num_envs, np.float32)
         terminated = np.zeros(self.num_envs, np.bool_)
         truncated = np.zeros(self.num_envs, np.bool_)
         ended = []
-        actions = self.actions(actions)
         for i, env in enumerate(self._envs):
             next_obs[i], reward[i], terminal, time_is_up, _ = env.step(actions[i])
             if terminal or time_is_up:
@@ -253,8 +329,8 @@ class _Vector(_Arrays):
         self._ended = np.zeros(self.num_envs, np.bool_)
         return np.array(self._vector.reset(seed=seed)[0])
 
-    def step(self, actions: np.ndarray) -> HostStep:
-        observed, reward, terminated, truncated, info = self._vector.step(self.actions(actions))
+    def receive(self) -> HostStep:
+        observed, reward, terminated, truncated, info = self._vector.step(self._sent)
         obs, reward = self.owned(observed), np.array(reward, np.float32)
         terminated = np.array(terminated, np.bool_)
         truncated = np.array(truncated, np.bool_) & ~terminated
@@ -287,6 +363,36 @@ class _Vector(_Arrays):
 
     def close(self) -> None:
         self._vector.close()
+
+
+class _Atari(_Arrays):
+    """ale-py's games, which step in threads of their own."""
+
+    autoreset: Autoreset = "next_step"
+
+    def __init__(self, games: AtariGames, spaces: GymnasiumEnvironments):
+        super().__init__(spaces, games.num_envs, np.int32)
+        self._games, self._ends_with_life = games, spaces.wrappers.lost_life_terminates
+        self._ended = np.zeros(self.num_envs, np.bool_)
+
+    def reset(self, seeds: list[int], space_seeds: list[int]) -> np.ndarray:
+        self._ended = np.zeros(self.num_envs, np.bool_)
+        return self._games.reset(seeds)
+
+    def send(self, actions: np.ndarray) -> None:
+        self._games.send(self.actions(actions))
+
+    def receive(self) -> HostStep:
+        obs, reward, terminated, truncated, lost = self._games.receive()
+        truncated &= ~terminated
+        valid, self._ended = ~self._ended, terminated | truncated
+        return HostStep(obs, reward, terminated, truncated, valid, obs, lost if self._ends_with_life else None)
+
+    def render(self) -> Sequence[Any]:
+        return self._games.render()
+
+    def close(self) -> None:
+        self._games.close()
 
 
 def _stepper(made: list[gymnasium.Env] | VectorEnv, autoreset: Autoreset, spaces: GymnasiumEnvironments) -> _Stepper:

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from treadle.algorithms.base import require
+from treadle.environments.atari import AtariOptions
 from treadle.environments.base import Environment
 from treadle.errors import InvalidSetting, UnsupportedSpace, nearest
 from treadle.exact import Transitions
@@ -29,8 +30,8 @@ MOST_ACTIONS = 100_000
 
 
 @as_tree
-class Wrappers:
-    """What is changed about an environment."""
+class Wrappers(AtariOptions):
+    """What is changed about an environment, and how Atari games are made."""
 
     discretise_actions: int | None = None
     """Choose each number of a continuous action among so many values between its bounds, these included."""
@@ -40,6 +41,9 @@ class Wrappers:
     """Added to each reward before it is scaled; only learning sees it."""
     terminal_reward: float = 0.0
     """Added, unscaled, in a step that terminates, not in one that the time limit truncates; only learning sees it."""
+    clip_rewards: bool | None = None
+    """Learning sees the sign of what has become of each reward, -1, 0 or 1; as is usual in Atari games and nowhere else
+    unless given."""
     time_limit: int | Literal["own", "none"] = "own"
     """Steps of an episode in training: another number, `none` for no limit, or the environment's `own`."""
 
@@ -54,19 +58,22 @@ class Wrappers:
         require(self.reward_scale != 0, "reward_scale", self.reward_scale, "another number than 0")
         fits = limit in ("own", "none") or (_is_whole(limit) and limit >= 1)
         require(fits, "time_limit", repr(limit), "a whole number, at least 1, or one of own, none")
+        self.check_atari()
 
     @property
     def changes_rewards(self) -> bool:
         """Whether learning sees another reward than the environment's."""
-        return any(getattr(self, name) != getattr(Wrappers, name) for name in _REWARDS)
+        return bool(self.clip_rewards) or any(getattr(self, name) != getattr(Wrappers, name) for name in _REWARDS)
 
     @property
     def changes_anything(self) -> bool:
-        return self.changes_rewards or self.discretise_actions is not None or self.time_limit != "own"
+        changes_play = self.discretise_actions is not None or self.time_limit != "own"
+        return self.changes_rewards or changes_play or self.atari_setting is not None
 
     def in_evaluation(self) -> Wrappers:
         """What of this holds in evaluation too."""
-        return Wrappers(discretise_actions=self.discretise_actions)
+        atari = {field.name: getattr(self, field.name) for field in dataclasses.fields(AtariOptions)}
+        return Wrappers(**atari, discretise_actions=self.discretise_actions)
 
     def action_space(self, own: Space) -> Space:
         """The space in which actions are chosen, where the environment's is `own`.
@@ -83,8 +90,9 @@ class Wrappers:
 
     def learning_reward(self, reward: Float[Array | np.ndarray, "..."], terminated: Any) -> Any:
         """What learning sees, of JAX's arrays or of NumPy's, as float32."""
-        scaled = (reward + self.reward_offset) * self.reward_scale
-        return (scaled + self.terminal_reward * terminated.astype(np.float32)).astype(np.float32)
+        changed = (reward + self.reward_offset) * self.reward_scale
+        changed = changed + self.terminal_reward * terminated.astype(np.float32)
+        return ((changed > 0) * 1.0 - (changed < 0) if self.clip_rewards else changed).astype(np.float32)
 
 
 _REWARDS = ("reward_scale", "reward_offset", "terminal_reward")
@@ -223,6 +231,7 @@ def wrap_world(world: Environment, wrappers: Wrappers) -> Environment:
     """
     if not wrappers.changes_anything:
         return world
+    wrappers.refuse_atari("a world in JAX")
     wrappers.action_space(world.action_space)
     return Wrapped(environment=world, wrappers=wrappers, changes_rewards=wrappers.changes_rewards)
 

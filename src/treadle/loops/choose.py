@@ -16,7 +16,7 @@ from treadle.environments.base import Environment
 from treadle.environments.gymnasium import GymnasiumEnvironments
 from treadle.environments.wrappers import Task, is_world, wrap_world
 from treadle.errors import InvalidSetting, TreadleError, UnknownName, nearest
-from treadle.loops.crew import Crew, CrewSeeds, check_crew
+from treadle.loops.crew import Crew, CrewSeeds, check_crew, check_used
 from treadle.loops.host import HostSeeds, host_spec
 from treadle.loops.offline import OfflineSeeds, check_learns_from_data
 from treadle.loops.parallel import DataParallelSeeds
@@ -118,11 +118,13 @@ def make_trainer(
     crew: Crew | None = None,
     to_learn: bool = True,
     devices: int = 1,
+    overlap: bool = True,
 ) -> FusedSeeds | HostSeeds | CrewSeeds | DataParallelSeeds:
     """The loop that serves, with `num_seeds` fresh seeds; what it reports has the transitions too if it is to
     `keep_data`. In the fused loop a device trains its seeds in turn or `together`. A `crew` says by how many workers
     steps are taken, and where; a trainer that is not `to_learn` has none, and is looked at only. In the fused loop a
-    seed's environments and batches may be split over several `devices`. Settings and spaces are checked first.
+    seed's environments and batches may be split over several `devices`; in the host loop, environments that step by
+    themselves do so during updates if these `overlap`. Settings and spaces are checked first.
 
     Raises `InvalidSetting`, `UnsupportedSpace`, `UnknownName` or another `TreadleError`.
     """
@@ -134,10 +136,12 @@ def make_trainer(
     algorithm.check()
     world = resolve(environment, loop)
     _check_fused_only(world, crew, devices, keep_data)
-    if crew.engine != "none":
+    if crew.engine == "none":
+        check_used(crew, "there are none here: give --workers, or leave it out")
+    else:
         return _with_workers(algorithm, world, total_timesteps, crew, seed, num_seeds, to_learn)
     if not isinstance(world, Environment):
-        return _in_host(algorithm, world, total_timesteps, seed, num_seeds, keep_data)
+        return _in_host(algorithm, world, total_timesteps, seed, num_seeds, keep_data, overlap)
     algorithm.check(make_spec(algorithm, world, total_timesteps))
     require(layout in _LAYOUTS, "layout", repr(layout), f"one of {', '.join(_LAYOUTS)}")
     prepared, world = as_float32(algorithm.prepared()), as_float32(world)
@@ -179,6 +183,7 @@ def _in_host(
     seed: int,
     num_seeds: int,
     keep_data: bool,
+    overlap: bool,
 ) -> HostSeeds:
     first = world(algorithm.num_envs)
     if first.num_envs != algorithm.num_envs:
@@ -193,7 +198,7 @@ def _in_host(
         return opened.pop() if opened else world(algorithm.num_envs)
 
     prepared = as_float32(algorithm.prepared())
-    return HostSeeds(prepared, make_environments, total_timesteps, seed, num_seeds, keep_data)
+    return HostSeeds(prepared, make_environments, total_timesteps, seed, num_seeds, keep_data, overlap=overlap)
 
 
 def _with_workers(

@@ -55,12 +55,14 @@ class Plan:
     action_space: Space
     num_envs: int
     masked: bool
+    frame_stack: int = 0
 
     @classmethod
     def of(cls, algorithm: Algorithm, spec: Spec, masked: bool) -> Plan:
         leaves, treedef = jax.tree.flatten(algorithm)
         shapes = tuple((tuple(leaf.shape), leaf.dtype.name) for leaf in map(jnp.asarray, leaves))
-        return cls(treedef, shapes, spec.observation_space, spec.action_space, spec.num_envs, masked)
+        spaces = spec.observation_space, spec.action_space
+        return cls(treedef, shapes, *spaces, spec.num_envs, masked, spec.frame_stack)
 
     @property
     def example(self) -> Algorithm:
@@ -70,7 +72,8 @@ class Plan:
 
     @property
     def spec(self) -> Spec:
-        return space_spec(self.observation_space, self.action_space, self.num_envs)
+        spec = space_spec(self.observation_space, self.action_space, self.num_envs)
+        return dataclasses.replace(spec, frame_stack=self.frame_stack)
 
 
 class Programs(NamedTuple):
@@ -85,12 +88,14 @@ class Programs(NamedTuple):
     draw_updates: Any
     act: Any
     turn: Any
+    learn: Any
     take_metrics: Any
 
 
 @functools.cache
 def programs(plan: Plan) -> Programs:
-    """The programs of the host loop: `init`, `act`, and `turn`, which learns from a rollout and acts at once.
+    """The programs of the host loop: `init`, `act`, `turn`, which learns from a rollout and acts at once, and `learn`,
+    which does not act.
 
     What is random in them is drawn beforehand, for `BLOCK` steps at once, by `draw_acts` and `draw_updates`.
     """
@@ -122,15 +127,22 @@ def programs(plan: Plan) -> Programs:
     def act(packed, buffers, drawn, place, obs, restarted):
         return next_action(settings.unpack(packed), state.unpack(buffers), drawn, place, obs, restarted)
 
-    def turn(packed, buffers, for_update, for_act, places, rows, extras):
-        algorithm, old = settings.unpack(packed), state.unpack(buffers)
-        told = jax.vmap(row.unpack)(rows)
+    def updated(algorithm, old, numbers, told, extras):
         rollout = told.transition._replace(extras=jax.tree.map(lambda *x: jnp.stack(x), *extras))
-        numbers = _unpack_draws(draw_update, for_update, places[0])
         algorithm_state, metrics = update_with(numbers, algorithm, old.algorithm, rollout)
         totals = old.totals + shapes.totals.add(metrics)
-        new = Buffers(algorithm_state, old.carry, old.round + 1, totals)
+        return Buffers(algorithm_state, old.carry, old.round + 1, totals)
+
+    def turn(packed, buffers, for_update, for_act, places, rows, extras):
+        algorithm, told = settings.unpack(packed), jax.vmap(row.unpack)(rows)
+        numbers = _unpack_draws(draw_update, for_update, places[0])
+        new = updated(algorithm, state.unpack(buffers), numbers, told, extras)
         return next_action(algorithm, new, for_act, places[1], told.acting_obs[-1], told.restarted[-1])
+
+    def learn(packed, buffers, drawn, place, rows, extras):
+        numbers = _unpack_draws(draw_update, drawn, place)
+        told = jax.vmap(row.unpack)(rows)
+        return state.pack(updated(settings.unpack(packed), state.unpack(buffers), numbers, told, extras))
 
     def take_metrics(buffers):
         old = state.unpack(buffers)
@@ -147,6 +159,7 @@ def programs(plan: Plan) -> Programs:
         draw_updates=jit(draw_updates),
         act=jit(act, donate_argnums=1),
         turn=jit(turn, donate_argnums=1),
+        learn=jit(learn, donate_argnums=1),
         take_metrics=jit(take_metrics, donate_argnums=0),
     )
 

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -41,6 +42,31 @@ def tune_cpu() -> None:
 def available_cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def free_memory() -> int | None:
+    """Bytes that the default device can still give: of an accelerator its own, else the machine's. `None` where nobody
+    says."""
+    told = jax.devices()[0].memory_stats()
+    if told and "bytes_limit" in told:
+        return told["bytes_limit"] - told.get("bytes_in_use", 0)
+    return min((bytes_ for bytes_ in (_machine_memory(), _container_memory()) if bytes_ is not None), default=None)
+
+
+def _machine_memory() -> int | None:
+    with contextlib.suppress(OSError, StopIteration, ValueError, IndexError):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return 1024 * int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1])
+    return None
+
+
+def _container_memory() -> int | None:
+    """What a container's limit leaves (control groups, version 2)."""
+    with contextlib.suppress(OSError, ValueError):
+        folder = Path("/sys/fs/cgroup")
+        limit = int((folder / "memory.max").read_text())
+        return limit - int((folder / "memory.current").read_text())
+    return None
 
 
 def compiler_options() -> dict[str, Any] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +13,10 @@ from jaxtyping import Array, PyTree
 
 from treadle.algorithms.base import Algorithm
 from treadle.environments.gymnasium import GymnasiumEnvironments
+from treadle.errors import InvalidSetting
+from treadle.hoist import is_key
 from treadle.loops.dispatch import BLOCK, Buffers, Plan, programs
+from treadle.loops.execution import free_memory
 from treadle.loops.fused import Record
 from treadle.loops.rollout import Episodes
 from treadle.loops.seeding import host_seed, purpose, seed_key
@@ -36,6 +40,7 @@ class HostSeeds:
     """
 
     exact_resume = False
+    what_begins_anew = "A Gymnasium environment's inner state cannot be saved: new episodes begin, all else continues."
     chunk_steps = 500
 
     def __init__(
@@ -47,14 +52,25 @@ class HostSeeds:
         num_seeds: int = 1,
         keep_data: bool = False,
         first: int = 0,
+        overlap: bool = False,
     ):
         """`make_environments()` gives a fresh `GymnasiumEnvironments` for one seed; seeds count from `first`. What
-        `advance` returns has the transitions too if it is to `keep_data`."""
+        `advance` returns has the transitions too if it is to `keep_data`. Environments that step by themselves do so
+        during updates if these are to `overlap`."""
         self.algorithm = algorithm
         self.num_seeds = num_seeds
+        last = first + num_seeds
         self._learners = [
-            HostLearner(algorithm, make_environments(), seed_key(seed, index), total_timesteps, keep_data)
-            for index in range(first, first + num_seeds)
+            HostLearner(
+                algorithm,
+                make_environments(),
+                seed_key(seed, index),
+                total_timesteps,
+                keep_data,
+                overlap,
+                alike=last - index,
+            )
+            for index in range(first, last)
         ]
         self.spec = self._learners[0].spec
 
@@ -65,13 +81,26 @@ class HostSeeds:
 
     @property
     def state(self) -> HostState:
-        """What a checkpoint keeps of all seeds, stacked along a leading axis."""
-        return jax.tree.map(lambda *x: jnp.stack(x), *[learner.state for learner in self._learners])
+        """What a checkpoint keeps of all seeds, stacked along a leading axis. Of one seed, large arrays are no copies:
+        whoever holds them longer than until the next `advance` makes that copy them."""
+        return _stacked([learner.state for learner in self._learners])
+
+    @property
+    def shapes(self) -> HostState:
+        """Shapes and dtypes of `state`, at no cost."""
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct((self.num_seeds, *x.shape), x.dtype), self._learners[0].shapes
+        )
 
     def restore(self, state: HostState) -> None:
-        """Go on from a state as `state` returned it, at the start of new episodes."""
+        """Go on from a state as `state` returned it, at the start of new episodes. Of one seed, large arrays of JAX are
+        used up: a replay memory is never there twice."""
         for index, learner in enumerate(self._learners):
-            learner.restore(jax.tree.map(lambda x, i=index: x[i], state))
+            learner.restore(jax.tree.map(lambda x, i=index: self._part(x, i), state))
+
+    def _part(self, stacked: Array, index: int) -> Array:
+        is_spent = self.num_seeds == 1 and isinstance(stacked, jax.Array) and _is_large(stacked)
+        return _only(stacked) if is_spent else stacked[index]
 
     def advance(self, num_updates: int) -> Record:
         """`num_updates` rounds of every seed: metrics averaged `[S, 1]`, episodes `[S, N, T, B]`."""
@@ -80,7 +109,7 @@ class HostSeeds:
 
     def policies(self) -> PyTree:
         """What acting greedily needs, of all seeds."""
-        return self.algorithm.policy(self.state.algorithm)
+        return _stacked([self.algorithm.policy(learner.state.algorithm) for learner in self._learners])
 
     def close(self) -> None:
         """Close every seed's environments."""
@@ -98,8 +127,14 @@ class HostLearner:
         key: Array,
         total_timesteps: int,
         keep_data: bool = False,
+        overlap: bool = False,
+        alike: int = 1,
     ):
+        """There must be room for so many `alike`. With `overlap`, where the environments step by themselves, the first
+        step of a round begins before the update: its actions are those of the parameters before that, and the results
+        another run's. Raises `InvalidSetting` where there is no room."""
         self.algorithm, self.environments = algorithm, environments
+        self._overlaps = overlap and environments.steps_by_itself
         self._kept: list[list[np.ndarray]] | None = [] if keep_data else None
         self.spec = host_spec(algorithm, environments, total_timesteps)
         self._key = key
@@ -107,15 +142,31 @@ class HostLearner:
         self._masked = environments.masks_rows
         self._learning_reward = environments.wrappers.learning_reward if environments.wrappers.changes_rewards else None
         self._programs = programs(Plan.of(algorithm, self.spec, self._masked))
+        _check_room(algorithm, self._programs.state.nbytes, alike)
         self._settings = self._programs.settings.pack(algorithm)
-        state = self._programs.init(self._settings, purpose(key, "init"), total_timesteps)
-        self._begin(state, 0)
+        self._begun: tuple[Array, ...] | None = None
+
+    @property
+    def _buffers(self) -> tuple[Array, ...]:
+        """Those of the state at the start, if nothing came before: whoever restores another needs no room for it."""
+        if self._begun is None:
+            init_key = purpose(self._key, "init")
+            self._begin(self._programs.init(self._settings, init_key, self.spec.total_timesteps), 0)
+        assert self._begun is not None
+        return self._begun
 
     @property
     def state(self) -> HostState:
-        """A copy of what a checkpoint keeps."""
-        buffers = self._programs.state.unpack(tuple(jnp.copy(b) for b in self._buffers))
+        """What a checkpoint keeps. Large arrays are no copies as long as nobody advances."""
+        kept: Any = tuple(np.asarray(b) if _is_large(b) else jnp.copy(b) for b in self._buffers)
+        buffers = self._programs.state.unpack(kept)
         return HostState(buffers.algorithm, buffers.carry, Counter(buffers.round), self._key)
+
+    @property
+    def shapes(self) -> HostState:
+        """Shapes and dtypes of `state`."""
+        buffers = self._programs.state.example
+        return HostState(buffers.algorithm, buffers.carry, Counter(buffers.round), jax.eval_shape(lambda: self._key))
 
     def restore(self, state: HostState) -> None:
         """Go on from a saved state at the start of new episodes."""
@@ -131,7 +182,7 @@ class HostLearner:
         carry = self.algorithm.init_carry(self.spec)
         totals = self._programs.totals.start()
         start = Buffers(algorithm_state, carry, jnp.asarray(updates, jnp.int32), totals)
-        self._buffers = self._programs.state.pack(start)
+        self._begun = self._programs.state.pack(start)
         self._act_draws = _Draws(self._programs.draw_acts, train_key)
         self._update_draws = _Draws(self._programs.draw_updates, train_key)
         self._round = updates
@@ -140,6 +191,7 @@ class HostLearner:
     def advance(self, num_updates: int) -> Record:
         """`num_updates` rounds: metrics averaged over them `[1]`, episodes `[N, T, B]`."""
         steps, batch = self.algorithm.num_steps, self.spec.num_envs
+        _ = self._buffers
         episodes = Episodes(
             np.zeros((num_updates, steps, batch), np.float32),
             np.zeros((num_updates, steps, batch), np.int32),
@@ -150,10 +202,13 @@ class HostLearner:
                 extras.append(self._extras)
                 row, restarted = self._step(episodes, n, t)
                 rows.append(row)
-                if t + 1 < steps:
+                if t + 1 < steps or self._overlaps:
                     self._act(t + 1, restarted)
-            self._turn(rows, extras)
-        totals, self._buffers = self._programs.take_metrics(self._buffers)
+            if self._overlaps:
+                self._learn(rows, extras)
+            else:
+                self._turn(rows, extras)
+        totals, self._begun = self._programs.take_metrics(self._buffers)
         return Record(self._programs.totals.metrics(np.asarray(totals)), episodes, self._take_data(num_updates))
 
     def _take_data(self, num_updates: int) -> Transition | None:
@@ -169,10 +224,16 @@ class HostLearner:
         drawn, place = self._act_draws.at(self._round * self.algorithm.num_steps + t)
         self._receive(self._programs.act(self._settings, self._buffers, drawn, place, self._obs, restarted))
 
+    def _learn(self, rows: list[tuple[np.ndarray, ...]], extras: list[PyTree]) -> None:
+        """Learn from the round's rows, while the environments take the first step of the next round."""
+        drawn, place = self._update_draws.at(self._round)
+        self._round += 1
+        places = np.int32(place)
+        self._begun = self._programs.learn(self._settings, self._buffers, drawn, places, _columns(rows), tuple(extras))
+
     def _turn(self, rows: list[tuple[np.ndarray, ...]], extras: list[PyTree]) -> None:
         """Learn from the round's rows, and choose actions for the first step of the next round."""
-        columns = list(zip(*rows, strict=True))
-        packed = tuple(column[0][None] if len(column) == 1 else np.stack(column) for column in columns)
+        packed = _columns(rows)
         for_update, at_update = self._update_draws.at(self._round)
         self._round += 1
         for_act, at_act = self._act_draws.at(self._round * self.algorithm.num_steps)
@@ -187,20 +248,21 @@ class HostLearner:
         A thread that sleeps until a result is ready is woken late: for results that take tens of microseconds it is
         faster to keep asking, for a while.
         """
-        action, self._extras, self._buffers = outputs
+        action, self._extras, self._begun = outputs
         for _ in range(_SPINS):
             if action.is_ready():
                 break
         self._action = np.asarray(action)
+        self.environments.send(self._action)
 
     def _step(self, episodes: Episodes, n: int, t: int) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
         """One step of every environment with the action at hand. Returns the packed row, and which environments
         stand at the start of an episode. Returns of episodes are counted from the environment's own reward."""
-        obs, action = self._obs, self._action
-        next_obs, reward, terminated, truncated, valid, self._obs = self.environments.step(action)
-        ended = terminated | truncated
-        learned = reward if self._learning_reward is None else self._learning_reward(reward, terminated)
-        leaves = [obs, action, learned, next_obs, terminated, truncated]
+        obs, action, step = self._obs, self._action, self.environments.receive()
+        next_obs, reward, terminated, truncated, valid, self._obs, _ = step
+        ended, terminal = terminated | truncated, step.terminal
+        learned = reward if self._learning_reward is None else self._learning_reward(reward, terminal)
+        leaves = [obs, action, learned, next_obs, terminal, truncated & ~terminal]
         if self._kept is not None:
             own = [obs, action, reward, next_obs, terminated, truncated]
             self._kept.append(own if valid is None else [*own, valid])
@@ -221,6 +283,50 @@ class HostLearner:
             self._lengths[ended] = 0
         leaves += [self._obs, restarted]
         return self._programs.row.pack_host(leaves), restarted
+
+
+LARGE = 1 << 20
+"""Bytes from which an array is not copied to be saved, nor to be restored."""
+
+
+def _is_large(array: Any) -> bool:
+    return not is_key(array) and array.nbytes >= LARGE
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _only(stacked: Array) -> Array:
+    """The one seed's array of those of all seeds, in the same memory."""
+    return stacked[0]
+
+
+def _stacked(trees: list[PyTree]) -> PyTree:
+    """The seeds' trees as one; large arrays of a single seed are not copied."""
+
+    def leaf(*arrays: Any) -> Any:
+        alone = len(arrays) == 1 and isinstance(arrays[0], np.ndarray)
+        return arrays[0][None] if alone else jnp.stack(arrays)
+
+    return jax.tree.map(leaf, *trees)
+
+
+def _check_room(algorithm: Algorithm, each: int, count: int) -> None:
+    """Raise `InvalidSetting` where `count` states of `each` bytes are more than there is room for."""
+    free = free_memory()
+    if free is None or count * each <= free:
+        return
+    capacity = getattr(algorithm, "capacity", None)
+    why = "" if capacity is None else f", most of it for the replay memory, whose capacity (--capacity) is {capacity:,}"
+    cure = "fewer seeds at a time (--seeds)" if each <= free else "a smaller capacity"
+    raise InvalidSetting(
+        f"{algorithm.name} would need {count * each / 2**30:.1f} GiB of memory{why}; {free / 2**30:.1f} GiB are free. "
+        f"Take {cure}."
+    )
+
+
+def _columns(rows: list[tuple[np.ndarray, ...]]) -> tuple[np.ndarray, ...]:
+    """What the steps of a round have been packed into, along a leading axis."""
+    columns = zip(*rows, strict=True)
+    return tuple(column[0][None] if len(column) == 1 else np.stack(column) for column in columns)
 
 
 _SPINS = 3_000
@@ -245,4 +351,6 @@ class _Draws:
 def host_spec(algorithm: Algorithm, environments: GymnasiumEnvironments, total_timesteps: int) -> Spec:
     """What the algorithm may know of host environments."""
     spec = space_spec(environments.observation_space, environments.action_space, algorithm.num_envs, total_timesteps)
-    return dataclasses.replace(spec, max_episode_steps=environments.max_episode_steps)
+    return dataclasses.replace(
+        spec, max_episode_steps=environments.max_episode_steps, frame_stack=environments.frame_stack
+    )

@@ -289,10 +289,11 @@ class HostPlayer(Player):
     def __init__(self, environments: GymnasiumEnvironments):
         super().__init__(environments.action_space, environments.action_space, environments.max_episode_steps)
         self._environments = environments
-        self._recorded: _Recorded = environments.wrap_first(_Recorded)
+        self._recorded: _Recorded | _Screen = (
+            _Screen(environments) if environments.keeps_last_frame else environments.wrap_first(_Recorded)
+        )
         self.keys, self.action_names = {}, None
-        metadata = getattr(self._recorded.env, "metadata", None) or {}
-        self.steps_per_second = float(metadata.get("render_fps") or HOST_PACE)
+        self.steps_per_second = environments.steps_per_second or HOST_PACE
 
     def close(self) -> None:
         self._environments.close()
@@ -315,6 +316,18 @@ class HostPlayer(Player):
             name = self._environments.name
             raise TreadleError(f"{name} cannot be drawn: it renders nothing in the mode rgb_array.")
         return frame
+
+
+class _Screen:
+    """What environments draw that keep an episode's last frame until their next step."""
+
+    last = success = None
+
+    def __init__(self, environments: GymnasiumEnvironments):
+        self._environments = environments
+
+    def frame(self) -> Any:
+        return self._environments.render()[0]
 
 
 class _Recorded:

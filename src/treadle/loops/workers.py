@@ -125,7 +125,8 @@ class HostWorker:
     def _step(self, action: np.ndarray, episodes: Episodes, t: int) -> tuple[np.ndarray | None, ...]:
         """A row of the rollout, without extras. Returns of episodes are counted from the environment's own reward."""
         obs = self._obs
-        next_obs, reward, terminated, truncated, valid, self._obs = self.environments.step(action)
+        step = self.environments.step(action)
+        next_obs, reward, terminated, truncated, valid, self._obs, _ = step
         counts = np.ones_like(terminated) if valid is None else valid
         ended = (terminated | truncated) & counts
         self._returns += np.where(counts, reward, 0.0)
@@ -134,8 +135,8 @@ class HostWorker:
         episodes.lengths[t] = np.where(ended, self._lengths, 0)
         self._returns[ended], self._lengths[ended] = 0.0, 0
         self._restarted = ended | ~counts
-        learned = reward if self._learning_reward is None else self._learning_reward(reward, terminated)
-        return obs, action, np.asarray(learned, np.float32), next_obs, terminated, truncated, valid
+        learned = reward if self._learning_reward is None else self._learning_reward(reward, step.terminal)
+        return obs, action, np.asarray(learned, np.float32), next_obs, step.terminal, truncated & ~step.terminal, valid
 
     def close(self) -> None:
         self.environments.close()
