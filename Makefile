@@ -10,7 +10,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-cluster lint format bench bench-cluster results experiments clean
+.PHONY: help setup demo test test-slow test-cluster lint format bench bench-cluster bench-atari results experiments clean
 
 help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,7 +28,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(check_python)
 	@echo "Setting up $(VENV) (once; a few minutes)"
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install -qq -c constraints.txt -e ".[dev,box2d,video,cluster]"
+	@$(BIN)/python -m pip install -qq -c constraints.txt -e ".[dev,atari,box2d,video,cluster]"
 	@touch $@
 
 $(PEERS)/.installed: benchmarks/requirements.txt
@@ -78,6 +78,9 @@ bench: $(VENV)/.installed $(PEERS)/.installed ## Measure Treadle against its pee
 
 bench-cluster: $(VENV)/.installed $(RLLIB)/.installed ## Measure workers and RLlib; writes docs/benchmarks-cluster.md
 	@$(BIN)/python benchmarks/cluster.py
+
+bench-atari: $(VENV)/.installed $(PEERS)/.installed ## Measure DQN on Pong against its peers; writes docs/benchmarks-atari.md
+	@$(BIN)/python benchmarks/atari.py
 
 results: $(VENV)/.installed ## Train and score every preset; writes docs/results.md
 	@$(BIN)/python docs/results.py

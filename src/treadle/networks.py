@@ -245,32 +245,47 @@ class ActionValueNetwork(eqx.Module):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Raveled(Generic[Network]):
-    """A network whose parameters are one vector: the same function, one leaf.
+    """A network whose parameters are one vector, but for those of very large layers: the same function, few leaves.
 
     An optimiser step on one array takes a CPU two thirds of the time that it takes on the arrays of three layers, and
-    a compiled call is dispatched faster the fewer leaves it takes.
+    a compiled call is dispatched faster the fewer leaves it takes. To cut a layer of millions of weights out of a vector
+    costs more than that.
     """
 
     vector: Float[Array, " n"]
     treedef: Any = field(metadata={"static": True})
     leaves: tuple[Any, ...] = field(metadata={"static": True})
     """For each leaf of the network its shape, or, where it is no array (an activation), the leaf itself."""
+    apart: tuple[Array, ...] = ()
+    """The arrays of more than `LARGEST_IN_VECTOR` elements."""
 
     @property
     def module(self) -> Network:
         """The network with its parameters in their own shapes."""
-        shapes = [leaf for leaf in self.leaves if isinstance(leaf, _Shape)]
+        shapes = [leaf for leaf in self.leaves if isinstance(leaf, _Shape) and not leaf.is_apart]
         ends = np.cumsum([math.prod(shape) for shape in shapes])[:-1].tolist()
-        parts = iter(jnp.split(self.vector, ends))
-        leaves = [next(parts).reshape(leaf) if isinstance(leaf, _Shape) else leaf for leaf in self.leaves]
-        return jax.tree.unflatten(self.treedef, leaves)
+        parts, apart = iter(jnp.split(self.vector, ends)), iter(self.apart)
+
+        def restored(leaf: Any) -> Any:
+            if not isinstance(leaf, _Shape):
+                return leaf
+            return next(apart) if leaf.is_apart else next(parts).reshape(leaf)
+
+        return jax.tree.unflatten(self.treedef, [restored(leaf) for leaf in self.leaves])
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.module(*args, **kwargs)
 
 
+LARGEST_IN_VECTOR = 1 << 18
+
+
 class _Shape(tuple):
     """A shape among leaves that are kept as they are."""
+
+    @property
+    def is_apart(self) -> bool:
+        return math.prod(self) > LARGEST_IN_VECTOR
 
 
 def ravel(network: PyTree) -> Raveled:
@@ -291,7 +306,9 @@ def ravel(network: PyTree) -> Raveled:
     if not arrays:
         raise InvalidSetting(f"the network {network!r} has no parameters: no array was found in it.")
     kept = tuple(_Shape(x.shape) if eqx.is_array(x) or isinstance(x, np.ndarray) else x for x in leaves)
-    return Raveled(jnp.concatenate([jnp.ravel(x) for x in arrays]), treedef, kept)
+    small = [jnp.ravel(x) for x in arrays if not _Shape(x.shape).is_apart]
+    apart = tuple(jnp.asarray(x) for x in arrays if _Shape(x.shape).is_apart)
+    return Raveled(jnp.concatenate(small) if small else jnp.zeros(0), treedef, kept, apart)
 
 
 def unraveled(tree: PyTree) -> PyTree:

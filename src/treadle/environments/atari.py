@@ -194,7 +194,8 @@ class AtariGames:
             self._picture = np.array(self._screens.recv()[0])
         lives = np.array(info["lives"])
         lost, self._lives = lives < self._lives, lives
-        return np.array(obs), np.array(reward, np.float32), np.array(terminated), np.array(truncated), lost
+        # Of its own: ale-py makes these arrays anew for each step.
+        return np.asarray(obs), np.array(reward, np.float32), np.array(terminated), np.array(truncated), lost
 
     def render(self) -> Sequence[np.ndarray]:
         """The screens, `[210, 160, 3]` uint8; none unless they were asked for when this was made."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -148,7 +149,8 @@ def programs(plan: Plan) -> Programs:
         old = state.unpack(buffers)
         return old.totals, state.pack(old._replace(totals=jnp.zeros_like(old.totals)))
 
-    jit = functools.partial(jax.jit, compiler_options=compiler_options())
+    options = compiler_options(math.prod(plan.observation_space.shape))
+    jit = functools.partial(jax.jit, compiler_options=options)
     return Programs(
         settings=settings,
         state=state,
