@@ -248,8 +248,8 @@ class Raveled(Generic[Network]):
     """A network whose parameters are one vector, but for those of very large layers: the same function, few leaves.
 
     An optimiser step on one array takes a CPU two thirds of the time that it takes on the arrays of three layers, and
-    a compiled call is dispatched faster the fewer leaves it takes. To cut a layer of millions of weights out of a vector
-    costs more than that.
+    a compiled call is dispatched faster the fewer leaves it takes. To cut a layer of millions of weights out of a
+    vector costs more than that.
     """
 
     vector: Float[Array, " n"]
