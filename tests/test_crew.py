@@ -130,7 +130,7 @@ def test_gradients_applied_at_once_are_the_update_of_a2c():
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize("penalty", ["clip", "kl"])
+@pytest.mark.parametrize("penalty", ["clip", pytest.param("kl", marks=pytest.mark.slow)])
 def test_rollouts_of_an_older_policy_are_weighed_by_the_policy_that_acted(penalty):
     """Ratios are those against what was remembered; of the present policy's own rollouts nothing changes."""
     changes = {"remember_policy": True, "num_minibatches": 1, "epochs": 1, "penalty": penalty}

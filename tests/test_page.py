@@ -488,12 +488,14 @@ def test_a_connection_is_back_with_the_first_word_and_not_sought_where_there_is_
 def test_where_actions_were_made_discrete_a_persons_are_shown_as_numbers(opened):
     page = opened("/run/maze")
     pause(page)
-    page.evaluate("""async () => {
+    # Read at once: what the server says next is shown in the same place.
+    shown = page.evaluate("""async () => {
         const { Bars } = await import("/page/panel.js");
         const bars = new Bars(document.getElementById("bars"), { kind: "discrete", names: ["left", "right"] });
         bars.show({ action: [-1.5, 0.25], insight: {} });
+        return document.getElementById("action").textContent;
     }""")
-    expect(page.locator("#action")).to_have_text("−1.500, 0.250")
+    assert shown == "−1.500, 0.250"
 
 
 def test_the_curves_of_an_endless_episode_stay_short(opened):

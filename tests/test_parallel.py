@@ -90,7 +90,7 @@ def without_words(tree: Any) -> Any:
     return jax.tree.map(lambda x: np.zeros(x.shape) if x.dtype == np.uint32 else x, tree)
 
 
-QUICK = ("ddpg", "dqn", "ppo", "q-learning", "sarsa-lambda")
+QUICK = ("dqn", "ppo", "q-learning", "sarsa-lambda")
 """Of each way in which work is split, or is not."""
 
 
@@ -109,12 +109,15 @@ def test_two_devices_learn_what_one_learns(name):
     "algorithm",
     [
         DQN(**{**vars(SMALL), "prioritized": True, "n_step": 3, "double": True, "batch_size": 5}),
-        PPO(
-            **{k: SMALLER[k] for k in ("num_envs", "rollout_length", "num_minibatches", "hidden_sizes")},
-            penalty="kl",
-            stop_at_kl=4.0,
-            normalise_observations=True,
-            normalise_rewards=True,
+        pytest.param(
+            PPO(
+                **{k: SMALLER[k] for k in ("num_envs", "rollout_length", "num_minibatches", "hidden_sizes")},
+                penalty="kl",
+                stop_at_kl=4.0,
+                normalise_observations=True,
+                normalise_rewards=True,
+            ),
+            marks=pytest.mark.slow,
         ),
         pytest.param(
             DDPG(

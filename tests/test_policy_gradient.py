@@ -232,7 +232,7 @@ def test_seeds_side_by_side_are_single_seeds():
             np.testing.assert_allclose(a, b[i], rtol=2e-3, atol=2e-4)
 
 
-@pytest.mark.parametrize("name", [pytest.param("a2c", marks=pytest.mark.slow), "ddpg"])
+@pytest.mark.parametrize("name", ["a2c", pytest.param("ddpg", marks=pytest.mark.slow)])
 def test_they_learn_in_gymnasiums_environments_and_go_on_after_a_second_learn(name):
     """Rollouts of several steps, what was drawn, noise and normalisers through the host loop; schedules go on."""
     algorithm = {**ALGORITHMS, "ddpg": OFF_POLICY}[name]
