@@ -53,9 +53,34 @@ def _is_least(item: pytest.Item) -> bool:
     return mark is not None and mark.args != (False,)
 
 
+LEARNS = "test_it_learns_the_best_actions_and_their_values"
+FAR = {
+    f"test_crew.py::{LEARNS}": ("short-corridor",),
+    f"test_ddpg.py::{LEARNS}": ("aim-constant",),
+    "test_reinforce.py::test_it_learns_the_best_actions_and_with_a_baseline_their_values": ("constant", "dependent"),
+    "test_reinforce.py::test_it_learns_the_best_of_continuous_actions": ("aim-twice",),
+    "test_policy_gradient.py::test_it_learns_the_best_of_continuous_actions": ("aim-twice",),
+    "test_tabular.py::test_on_policy_methods_learn_the_values_of_the_policy_that_acts": ("replacing", "every", "first"),
+    "test_tabular.py::test_each_learns_in_the_host_loop": ("replacing", "every", "dyna-q", "expected"),
+    "test_dqn.py::test_it_learns_with_other_options": ("tau", "optimiser-learning_rate"),
+    "test_convolution.py::test_policies_and_values_learn_from_images": ("ppo-False", "a3c", "actor-critic"),
+    "test_prioritized.py::test_a_donated_memory_is_updated_in_place": ("False-memory", "True-batch"),
+    "test_fused.py::test_seeds_over_devices_equal_single_seeds": ("vmap",),
+    "test_experiments.py::test_a_quick_experiment_bears_out_its_claims": ("dyna-q",),
+    "test_run.py::test_stopped_by_a_signal_it_saves_and_says_how_to_go_on": ("15-143",),
+}
+"""Of tests with many parameters those that are left to the slow ones, by what their names hold: what they are about is
+seen in their siblings too, unless something is badly wrong."""
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of each file first what is compiled in full, then what is marked `least_optimised`: between the two nothing
-    that is compiled already can be kept."""
+    """The far ones become slow. Of each file first what is compiled in full, then what is marked `least_optimised`:
+    between the two nothing that is compiled already can be kept."""
+    for item in items:
+        name, _, parameters = item.nodeid.rpartition("/")[2].partition("[")
+        if any(part in parameters for part in FAR.get(name, ())):
+            item.add_marker(pytest.mark.slow)
     files = {path: number for number, path in enumerate(dict.fromkeys(item.path for item in items))}
     items.sort(key=lambda item: (files[item.path], _is_least(item)))
 
