@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 import textwrap
+import tracemalloc
 import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -490,3 +491,26 @@ def test_a_loaded_tree_may_be_donated(path):
     np.testing.assert_array_equal(changed["w"], np.arange(1000.0) + 1)
     assert restored["w"].is_deleted()
     assert as_bits(load(path, tree)[0]) == as_bits(tree)
+
+
+@pytest.mark.parametrize("shape", [(3, 50, 70), (7, 999), (1, 1, 5_000)])
+def test_a_large_array_is_read_piece_by_piece(shape, tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "LARGE", 1_000)
+    monkeypatch.setattr(checkpoint, "_PIECE", 1_024)
+    rng = np.random.default_rng(0)
+    tree = {"bytes": rng.integers(0, 256, shape, np.uint8), "words": rng.normal(size=shape).astype(np.float32)}
+    checkpoint.save(tmp_path / "x.safetensors", tree, {})
+    loaded, _ = checkpoint.load(tmp_path / "x.safetensors", tree)
+    for name, array in tree.items():
+        assert isinstance(loaded[name], jax.Array)
+        np.testing.assert_array_equal(loaded[name], array)
+
+
+def test_a_large_array_is_never_there_twice(tmp_path):
+    like = {"x": jax.ShapeDtypeStruct((1, 20_000, 7_056), jnp.uint8)}
+    checkpoint.save(tmp_path / "x.safetensors", {"x": np.zeros(like["x"].shape, np.uint8)}, {})
+    tracemalloc.start()
+    loaded, _ = checkpoint.load(tmp_path / "x.safetensors", like)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert loaded["x"].nbytes > checkpoint.LARGE and most < 0.1 * loaded["x"].nbytes, "what NumPy held meanwhile"

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import json
 import math
 import os
@@ -35,6 +36,8 @@ FORMAT = 1
 _PREFIX = b'{"__metadata__":{"treadle_checksum":"'
 _UNSET = "0" * 8
 _PIECE = 1 << 20
+LARGE = 1 << 26
+"""Bytes of an array from which it is read piece by piece."""
 _CODES = {
     "bool": "BOOL",
     "uint8": "U8",
@@ -67,6 +70,12 @@ class _Leaf(NamedTuple):
     @property
     def nbytes(self) -> int:
         return math.prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def is_large(self) -> bool:
+        """Whether it is to be read piece by piece: rows of numbers as JAX has them, of `LARGE` bytes or more in all."""
+        is_narrowed = jax.dtypes.canonicalize_dtype(self.dtype) != self.dtype
+        return self.nbytes >= LARGE and len(self.shape) > 1 and self.key is None and not is_narrowed
 
     def __str__(self) -> str:
         shape = self.shape if self.key is None else self.shape[:-1]
@@ -364,7 +373,9 @@ def _read_leaves(file: BinaryIO, path: Path, header: _Header, kept: Collection[s
     """The leaves that are to be kept; of the others no more than a piece is in memory at once."""
     leaves, checksum = {}, 0
     for name, leaf in header.leaves.items():
-        data = np.empty(leaf.nbytes if name in kept else min(leaf.nbytes, _PIECE), np.uint8)
+        whole = _Growing(leaf) if name in kept and leaf.is_large else None
+        size = leaf.nbytes if name in kept else min(leaf.nbytes, _PIECE)
+        data = np.empty(size if whole is None else whole.piece, np.uint8)
         left = leaf.nbytes
         while left:
             piece = data[: min(left, data.size)]
@@ -372,11 +383,50 @@ def _read_leaves(file: BinaryIO, path: Path, header: _Header, kept: Collection[s
                 raise _damaged(path, f"it ends within {name}")
             checksum = zlib.crc32(piece.data, checksum)
             left -= piece.size
-        if name in kept:
+            if whole is not None:
+                whole.add(piece)
+        if whole is not None:
+            leaves[name] = whole.array()
+        elif name in kept:
             leaves[name] = _restore(data, leaf)
     if _hex(checksum) != header.data_checksum:
         raise _damaged(path, "its arrays do not match their checksum")
     return leaves
+
+
+class _Growing:
+    """An array on the default device that is filled piece by piece, so that it is nowhere there twice."""
+
+    def __init__(self, stored: _Leaf):
+        self._stored, self._filled = stored, 0
+        self._rows = jnp.zeros((math.prod(stored.shape[:-1]), stored.shape[-1]), stored.dtype)
+
+    @property
+    def piece(self) -> int:
+        """Bytes of a piece: whole rows."""
+        row = self._stored.shape[-1] * self._stored.dtype.itemsize
+        return max(1, _PIECE // row) * row
+
+    def add(self, piece: np.ndarray) -> None:
+        """The next rows."""
+        items = piece.view(self._stored.dtype.newbyteorder("<")).astype(self._stored.dtype, copy=False)
+        rows = items.reshape(-1, self._rows.shape[1])
+        self._rows = _with_rows(self._rows, rows, self._filled).block_until_ready()
+        self._filled += len(rows)
+
+    def array(self) -> jax.Array:
+        """What was filled in, in its own shape."""
+        return _shaped(self._rows, self._stored.shape)
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _with_rows(whole: jax.Array, rows: jax.Array, start: int) -> jax.Array:
+    return jax.lax.dynamic_update_slice(whole, rows, (start, 0))
+
+
+@functools.partial(jax.jit, donate_argnums=0, static_argnums=1)
+def _shaped(rows: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    return rows.reshape(shape)
 
 
 def _restore(data: np.ndarray, stored: _Leaf) -> Any:
