@@ -14,7 +14,7 @@ from jaxtyping import Array, PyTree
 
 from treadle import hoist
 from treadle.algorithms.base import Algorithm
-from treadle.loops.execution import compiler_options
+from treadle.loops.execution import LARGE_OBSERVATION, compiler_options, keep_freed_memory
 from treadle.loops.rollout import with_alarm
 from treadle.loops.totals import Totals
 from treadle.packing import Packing
@@ -149,7 +149,10 @@ def programs(plan: Plan) -> Programs:
         old = state.unpack(buffers)
         return old.totals, state.pack(old._replace(totals=jnp.zeros_like(old.totals)))
 
-    options = compiler_options(math.prod(plan.observation_space.shape))
+    observation_size = math.prod(plan.observation_space.shape)
+    if observation_size >= LARGE_OBSERVATION:
+        keep_freed_memory()
+    options = compiler_options(observation_size)
     jit = functools.partial(jax.jit, compiler_options=options)
     return Programs(
         settings=settings,

@@ -25,9 +25,6 @@ def tune_cpu() -> None:
     To be called before JAX is first used; afterwards it changes nothing. A number of devices that the user chose
     (`JAX_NUM_CPU_DEVICES`) stays. The command line calls it by itself.
 
-    Memory that a program gave back is kept for the next one, where the C library is glibc: programs over images take
-    tens of MB afresh at each call, and to map these anew each time is a third of a gradient step of DQN on Atari.
-
     Loops over little memory, those of tables and tile codings, are compiled into one function: a step of Sarsa with
     tile coding takes 0.3 microseconds instead of 1.5.
     """
@@ -35,7 +32,6 @@ def tune_cpu() -> None:
     option = f"xla_cpu_small_while_loop_byte_threshold={SMALL_LOOP}"
     if "xla_backend_extra_options" not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} --xla_backend_extra_options={option}".strip()
-    _keep_freed_memory()
     with contextlib.suppress(RuntimeError):
         jax.config.update("jax_cpu_enable_async_dispatch", False)
     if jax.config.jax_num_cpu_devices > 0:  # pyright: ignore[reportAttributeAccessIssue]
@@ -44,9 +40,15 @@ def tune_cpu() -> None:
         jax.config.update("jax_num_cpu_devices", available_cores())
 
 
-def _keep_freed_memory() -> None:
-    """glibc's `mallopt`: no maps of their own for large blocks, nothing handed back from the heap's end, and more taken
-    there at a time."""
+@functools.cache
+def keep_freed_memory() -> None:
+    """Have memory that a program gave back kept for the next one, where the C library is glibc: programs over large
+    observations take tens of MB afresh at each call, and to map these anew each time is a third of a gradient step of
+    DQN on Atari. What a process has held it then holds until its end.
+
+    By `mallopt`: no maps of their own for large blocks, nothing handed back from the heap's end, and more taken there
+    at a time.
+    """
     mmap_max, trim_threshold, top_pad = -4, -1, -2
     with contextlib.suppress(OSError, AttributeError, TypeError):
         libc = ctypes.CDLL(None)
