@@ -199,7 +199,7 @@ class _Slow:
         self.inside -= env is self.ticking.made[1]
 
 
-def hanging(ticking: Any, algorithm: Any, at: int, updates: int, timeout: float = 0.3) -> tuple[CrewSeeds, Any, list]:
+def hanging(ticking: Any, algorithm: Any, at: int, updates: int, timeout: float = 2.0) -> tuple[CrewSeeds, Any, list]:
     """A trainer that made a few updates, before a worker of it hangs in a later one."""
     slow, said = _Slow(ticking, at), []
     ticking.at_step = slow
@@ -217,12 +217,14 @@ def test_a_worker_that_hangs_is_replaced_and_what_it_says_later_does_not_count(t
     while not said:
         record = trainer.advance(20)
     assert record.episodes.lengths.shape == (1, 20, 5, 1)
-    assert len(said) == 1 and re.search(r"worker \d took longer than 0.3 s for a rollout: another stands in", said[0])
+    assert len(said) == 1 and re.search(r"worker \d took longer than 2 s for a rollout: another stands in", said[0])
     before = int(trainer.state.algorithm.schedule.step.value[0])
     slow.wake.set()
-    time.sleep(0.2)
+    deadline = time.monotonic() + 60
+    while not ticking.made[1].is_closed:  # by the worker itself, as soon as it woke
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
     assert int(trainer.state.algorithm.schedule.step.value[0]) == before
-    assert ticking.made[1].is_closed, "by the worker itself, as soon as it woke"
     trainer.close()
 
 
@@ -245,7 +247,7 @@ def test_whoever_hangs_after_the_updates_that_were_asked_for_is_not_waited_for_n
 
 
 def test_making_environments_has_a_limit_too_and_the_others_go_on(ticking):
-    trainer, slow, said = hanging(ticking, A3C(hidden_sizes=(4,), rollout_length=5), at=32, updates=4)
+    trainer, slow, said = hanging(ticking, A3C(hidden_sizes=(4,), rollout_length=5), at=32, updates=4, timeout=1.0)
     stuck = threading.Event()
     ticking.at_made = lambda: stuck.wait(30)
 
@@ -253,9 +255,9 @@ def test_making_environments_has_a_limit_too_and_the_others_go_on(ticking):
         while True:
             trainer.advance(20)
 
-    with pytest.raises(TreadleError, match=r"worker \d took longer than 0.3 seconds for making its .*, 4 times"):
+    with pytest.raises(TreadleError, match=r"worker \d took longer than 1 seconds for making its .*, 4 times"):
         advance()
-    assert len(said) == 3
+    assert len(said) >= 3
     ticking.at_made = None
     slow.wake.set()
     stuck.set()
