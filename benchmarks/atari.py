@@ -17,7 +17,6 @@ from rows import OURS, PEERS, ROOT, BenchmarkError, Program, execute
 from run import commit, listed, machine, number
 
 REPORT = ROOT / "docs" / "benchmarks-atari.md"
-PRESETS = ROOT / "src" / "treadle" / "presets" / "dqn" / "PongNoFrameskip-v4.toml"
 UNITS = {
     "steps_per_second": ("steps/s", 1.0),
     "bare_steps_per_second": ("steps/s", 1.0),
@@ -149,17 +148,6 @@ def learners(batch_size: int) -> Row:
     )
 
 
-def small_networks() -> tuple[Row, ...]:
-    """Treadle with the smaller network, and with the preset for a CPU where there is one."""
-    rows = (
-        Row(f"{SMALL_WORK}, 84x84", dqn("frames of 84x84", "--features", "dqn2013")),
-        Row(f"{SMALL_WORK}, 44x44", dqn("frames of 44x44", "--features", "dqn2013", "--size", "44")),
-    )
-    if PRESETS.exists():
-        rows += (Row(f"{DQN_WORK}, the preset for a CPU", dqn("its preset", "--preset", "default")),)
-    return rows
-
-
 SECTIONS = (
     Section(
         (
@@ -167,7 +155,13 @@ SECTIONS = (
             Row(DQN_WORK, IN_TURN, SB3_DQN),
         )
     ),
-    Section(small_networks()),
+    Section(
+        (
+            Row(f"{SMALL_WORK}, 84x84", dqn("frames of 84x84", "--features", "dqn2013")),
+            Row(f"{SMALL_WORK}, 44x44", dqn("frames of 44x44", "--features", "dqn2013", "--size", "44")),
+            Row(f"{DQN_WORK}, the preset for a CPU", dqn("its preset", "--preset", "default")),
+        )
+    ),
     Section(
         (
             Row(MEMORY_WORK, MEMORY, SB3_MEMORY, figure="memory_bytes", below=0.25),

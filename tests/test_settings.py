@@ -48,7 +48,8 @@ def test_a_preset_names_what_there_is_and_makes_sense(preset: Preset):
         value = getattr(algorithm, field.name)
         assert fits(value, hints[field.name]), f"{field.name} = {value!r}"
 
-    world = resolve(preset.task())
+    game = preset.environment == settings.GAMES
+    world = resolve(dataclasses.replace(preset.task(), environment="PongNoFrameskip-v4") if game else preset.task())
     if callable(world):
         environments = world(algorithm.num_envs)
         algorithm.check(host_spec(algorithm, environments, preset.total_timesteps))
@@ -65,6 +66,9 @@ def test_every_preset_file_is_found():
     for preset in PRESETS:
         assert preset in treadle.presets(preset.algorithm, preset.environment)
         assert treadle.preset(preset.algorithm, preset.environment, preset.name) == preset
+    games = ("ALE/Breakout-v5", "PongNoFrameskip-v4")
+    assert [{p.environment for p in treadle.presets("dqn", game)} for game in games] == [{game} for game in games]
+    assert treadle.preset("dqn", games[0]).settings == treadle.preset("dqn", settings.GAMES).settings
     assert treadle.presets("dqn", "no-such-world") == treadle.presets("no-such-algorithm") == []
 
 

@@ -11,8 +11,12 @@ import jax
 import numpy as np
 
 from treadle import registry
+from treadle.environments import atari
 from treadle.environments.wrappers import Task, wrap
 from treadle.errors import InvalidSetting, TreadleError, UnknownName, nearest
+
+GAMES = "Atari"
+"""What stands for every Atari game that has no presets of its own, in an algorithm's presets."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +103,7 @@ def restore(algorithm: str, settings: dict[str, Any], **own: Any) -> Any:
 
 
 def presets(algorithm: str | None = None, environment: str | None = None) -> list[Preset]:
-    """All presets, or those of an algorithm or an environment."""
+    """All presets, or those of an algorithm or an environment; an Atari game without its own has those of all games."""
     found = []
     for folder in sorted((resources.files("treadle") / "presets").iterdir(), key=lambda f: f.name):
         if not folder.is_dir() or algorithm not in (None, folder.name):
@@ -107,7 +111,13 @@ def presets(algorithm: str | None = None, environment: str | None = None) -> lis
         for file in sorted(folder.iterdir(), key=lambda f: f.name):
             if file.name.endswith(".toml"):
                 found += _read(folder.name, file)
-    return [p for p in found if environment in (None, p.environment)]
+    own = [p for p in found if environment in (None, p.environment)]
+    if own or environment is None or environment in registry.environments:
+        return own
+    shared = [p for p in found if p.environment == GAMES]
+    if not shared or not atari.is_game(environment):
+        return []
+    return [dataclasses.replace(p, environment=environment) for p in shared]
 
 
 def preset(algorithm: str, environment: str, name: str = "default") -> Preset:

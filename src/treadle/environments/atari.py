@@ -119,6 +119,14 @@ def game_of(name: str) -> Game | None:
     )
 
 
+def is_game(name: str) -> bool:
+    """Whether an id is that of an Atari game which can be played here."""
+    try:
+        return game_of(name) is not None
+    except UnknownName:
+        return False
+
+
 def register_games() -> bool:
     """Make Gymnasium know ale-py's ids; false where ale-py is not installed."""
     try:
