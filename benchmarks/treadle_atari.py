@@ -27,7 +27,7 @@ from treadle.algorithms.dqn import DQN
 from treadle.environments.gymnasium import GymnasiumEnvironments
 from treadle.environments.wrappers import Task, Wrappers
 from treadle.loops.choose import make_trainer
-from treadle.loops.execution import compile_small, tune_cpu
+from treadle.loops.execution import compile_small, compiler_options, keep_freed_memory, tune_cpu
 from treadle.loops.host import host_spec
 from treadle.types import Transition
 
@@ -162,7 +162,9 @@ def learner(options: argparse.Namespace) -> dict[str, Any]:
     for n in range(-(-options.capacity // (slots * NUM_ENVS)) + 1):
         filled = add(filled, rollout(np.random.default_rng(n), slots, spec.example))
 
-    update = compile_small(algorithm.update, donate_argnums=0)
+    keep_freed_memory()
+    as_in_runs = compiler_options(math.prod(spec.observation_space.shape))
+    update = jax.jit(algorithm.update, donate_argnums=0, compiler_options=as_in_runs)
     state, row = state._replace(memory=filled), rollout(np.random.default_rng(0), 1, spec.example)
     keys = itertools.cycle(list(jax.random.split(jax.random.key(1), 256)))
     parameters = size_of(state.network)

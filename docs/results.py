@@ -17,6 +17,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import treadle
+from treadle.settings import describe
+
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "results.md"
 SCORED = ROOT / "docs" / "results.json"
@@ -249,28 +252,43 @@ def score(row: Row) -> dict:
         "--seeds", str(row.seeds), "--seed", str(row.seed),
         "--out", str(folder.relative_to(ROOT)), "--overwrite",
     ]  # fmt: skip
-    started = folder.with_name(f"{folder.name}.commit")
-    """What the row was begun with."""
-    if row.hours and started.exists() and (folder / "run.json").exists():
-        if json.loads((folder / "run.json").read_text())["status"] != "finished":
-            subprocess.run([TREADLE, "resume", str(folder)], check=True, cwd=ROOT)
-    else:
-        head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=ROOT)
-        started.parent.mkdir(parents=True, exist_ok=True)
-        started.write_text(head.stdout)
+    commits = folder.with_name(f"{folder.name}.commits")
+    """Those with which the row was trained: another one for each time that it was gone on with."""
+    if not (row.hours and commits.exists() and (folder / "run.json").exists()):
+        commits.parent.mkdir(parents=True, exist_ok=True)
+        commits.write_text(head() + "\n")
         subprocess.run([TREADLE, *command], check=True, cwd=ROOT)
+    elif _own(row, folder)["status"] != "finished":
+        commits.write_text(commits.read_text() + head() + "\n")
+        subprocess.run([TREADLE, "resume", str(folder)], check=True, cwd=ROOT)
     subprocess.run([TREADLE, "evaluate", str(folder), "--episodes", str(row.episodes)], check=True, cwd=ROOT)
     evaluation = json.loads((folder / "evaluation.json").read_text())
     found = {
         **{name: evaluation[name] for name in ("step", "summary", "per_seed")},
         "command": " ".join(["treadle", *command[:-1]]),
-        "commit": started.read_text().strip(),
+        "commit": ", ".join(dict.fromkeys(commits.read_text().split())),
         "seconds": json.loads((folder / "run.json").read_text())["wall_seconds"],
     }
     if row.hours:
         subprocess.run([TREADLE, "plot", str(folder), "--out", str(curve_of(row))], check=True, cwd=ROOT)
         found["last_episodes"] = last_episodes(folder / "metrics.jsonl", row.seeds)
     return found
+
+
+def head() -> str:
+    """The commit at hand."""
+    told = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=ROOT, check=True)
+    return told.stdout.strip()
+
+
+def _own(row: Row, folder: Path) -> dict:
+    """What is known of the row's run. Ends the program where its settings are no longer the preset's."""
+    run = json.loads((folder / "run.json").read_text())
+    preset = treadle.preset(row.algorithm, row.environment, row.preset)
+    given = describe(preset.make()), describe(preset.task().wrappers)
+    if (run["settings"], run["wrappers"]) != given:
+        sys.exit(f"{folder} was trained by other settings than its preset's. Delete it to train the row anew.")
+    return run
 
 
 def curve_of(row: Row) -> Path:

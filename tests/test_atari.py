@@ -11,15 +11,23 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from treadle import DQN, Agent, wrap
+from treadle import A2C, DQN, PPO, Agent, settings, wrap
 from treadle.cli import main
+from treadle.dataset import Dataset
 from treadle.environments import atari
 from treadle.environments.atari import game_of
 from treadle.environments.gymnasium import GymnasiumEnvironments, HostStep
 from treadle.environments.wrappers import Task, Wrappers
 from treadle.errors import InvalidSetting, TreadleError, UnknownName
-from treadle.loops import host
-from treadle.loops.choose import drawn_environment, evaluation_environment, make_trainer, resolve
+from treadle.loops import execution, host
+from treadle.loops.choose import (
+    drawn_environment,
+    evaluation_environment,
+    make_offline_trainer,
+    make_trainer,
+    resolve,
+)
+from treadle.loops.execution import free_memory
 from treadle.loops.play import player_of
 
 pytestmark = pytest.mark.least_optimised
@@ -59,6 +67,17 @@ def test_an_id_says_which_game_it_is_and_how_it_is_played(name, rom, sticky, ski
     game = game_of(name)
     assert game is not None
     assert (game.rom, game.sticky_actions, game.frame_skip, game.most_frames) == (rom, sticky, skip, 108_000)
+
+
+def test_a_game_is_the_same_by_the_name_of_its_module():
+    assert game_of("ale_py:ALE/Pong-v5") == game_of("ALE/Pong-v5")
+    assert games("ale_py:PongNoFrameskip-v4", 1).frame_stack == 4
+
+
+def test_a_time_limit_may_be_longer_than_frames_are_counted():
+    endless = games(PONG, 1, dataclasses.replace(SMALL, time_limit=2**31 - 1))
+    assert endless.max_episode_steps == 2**31 - 1
+    assert len(play(endless, 3)[1]) == 3
 
 
 def test_other_environments_are_no_games():
@@ -180,6 +199,46 @@ def test_overlapped_with_learning_a_step_begins_before_the_update_and_a_run_can_
         trainer.close()
 
 
+def test_a_method_that_learns_only_of_its_own_policy_does_not_overlap():
+    def overlaps(algorithm: Any) -> bool:
+        trainer: Any = make_trainer(algorithm, Task(PONG, SMALL), 1_000)
+        found = trainer._learners[0]._overlaps
+        trainer.close()
+        return found
+
+    small = {"num_envs": 2, "features": "dqn2013"}
+    assert [overlaps(a) for a in (LEARNER, A2C(**small), PPO(**small))] == [True, False, False]
+
+
+def test_stored_transitions_teach_with_the_rewards_and_ends_of_the_game(tmp_path):
+    algorithm = dataclasses.replace(LEARNER, learning_starts=10)
+    agent = Agent(algorithm, wrap(BREAKOUT, frame_size=36))
+    with pytest.raises(InvalidSetting, match=r"loss of a life is terminal.*--no-lost-life-terminates"):
+        agent.learn_from(played(BREAKOUT, reward=7.0), 40)
+    whole_games = wrap(BREAKOUT, frame_size=36, lost_life_terminates=False)
+    trainer: Any = make_offline_trainer(algorithm, whole_games, played(BREAKOUT, reward=7.0), 40)
+    np.testing.assert_array_equal(trainer._rows.transitions.reward, np.ones(30))
+
+
+def test_an_agent_learns_from_stored_transitions_and_then_in_the_game():
+    agent = Agent(dataclasses.replace(LEARNER, learning_starts=10), wrap(PONG, frame_size=36))
+    before = jax.tree.leaves(agent.learn_from(played(PONG), 60).policy)
+    after = jax.tree.leaves(agent.learn(60).policy)
+    assert agent.step == 120
+    assert [x.shape for x in before] == [x.shape for x in after]
+    assert not all(np.array_equal(x, y) for x, y in zip(before, after, strict=True))
+    agent.learn_from(played(PONG), 60)
+
+
+def played(name: str, reward: float = 0.0) -> Dataset:
+    """Thirty steps of a game, each with that reward."""
+    first, found = play(games(name, 1), 30)
+    seen = np.stack([first[0], *(step.obs[0] for step in found)])
+    actions = np.zeros(30, np.int32)
+    terminated = np.zeros(30, np.bool_)
+    return Dataset(obs=seen[:-1], action=actions, reward=np.full(30, reward), next_obs=seen[1:], terminated=terminated)
+
+
 def test_saving_copies_no_memory_and_restoring_holds_it_once():
     algorithm = dataclasses.replace(LEARNER, capacity=2_000)
     trainer = make_trainer(algorithm, Task(PONG, SMALL), 1_000)
@@ -202,7 +261,7 @@ def test_saving_copies_no_memory_and_restoring_holds_it_once():
     fresh.close()
 
 
-def test_a_run_is_trained_goes_on_and_is_evaluated_and_drawn_by_the_command_line(tmp_path, capsys):
+def test_a_run_is_trained_goes_on_and_is_evaluated_and_drawn_by_the_command_line(tmp_path, capsys, monkeypatch):
     folder = str(tmp_path / "run")
     flags = "--num-envs 2 --features dqn2013 --frame-size 36 --capacity 400 --learning-starts 40 --batch-size 8"
     command = f"train dqn {PONG} {flags} --total-timesteps 300 --time-limit 100 --out {folder}".split()
@@ -212,6 +271,7 @@ def test_a_run_is_trained_goes_on_and_is_evaluated_and_drawn_by_the_command_line
     assert main(["resume", folder, "--total-timesteps", "400"]) == 0
     assert "new episodes begin, all else continues" in capsys.readouterr().out
     picture = tmp_path / "game.gif"
+    monkeypatch.setattr(host, "free_memory", lambda: 1_000)  # needed by learners only
     assert main(["evaluate", folder, "--episodes", "1", "--render", str(picture)]) == 0
     assert str(picture) in capsys.readouterr().out
     from PIL import Image
@@ -254,6 +314,7 @@ def test_evaluation_keeps_how_a_game_is_played_and_leaves_out_what_is_for_learni
     ("act", "sentence"),
     [
         (lambda: resolve("ALE/Pnog-v5"), r"no environment 'ALE/Pnog-v5'.*Did you mean 'ALE/Pong-v5'\?"),
+        (lambda: GymnasiumEnvironments("ALE/Pong"), "'ALE/Pong' lacks a version. There is: ALE/Pong-v5"),
         (lambda: GymnasiumEnvironments("Pong-v4"), "'Pong-v4' skips from 2 to 4 frames at random.*PongNoFrameskip-v4"),
         (lambda: wrap(PONG, frame_stack=0), r"frame_stack \(--frame-stack\) was 0; .* between 1 and 16"),
         (lambda: wrap(PONG, sticky_actions=1.0), "sticky_actions .* was 1.0; .* less than 1"),
@@ -283,6 +344,8 @@ def test_without_ale_py_it_is_said_what_to_install(monkeypatch):
     monkeypatch.setattr(atari, "register_games", lambda: False)
     with pytest.raises(UnknownName, match=r"'ALE/Qong-v5' is an Atari game.*pip install 'treadle\[atari\]'"):
         resolve("ALE/Qong-v5")
+    with pytest.raises(UnknownName, match=r"pip install 'treadle\[atari\]'"):
+        settings.presets("dqn", "ALE/Qong-v5")
     assert game_of("NoSuchThing-v0") is None
 
 
@@ -294,5 +357,15 @@ def test_too_little_memory_is_said_before_anything_begins(monkeypatch):
     ):
         make_trainer(algorithm, Task(PONG, SMALL), 1_000)
     monkeypatch.setattr(host, "free_memory", lambda: 2 * 2**30)
-    with pytest.raises(InvalidSetting, match=r"dqn would need 2\.5 GiB.*Take fewer seeds at a time"):
-        make_trainer(algorithm, Task(PONG, SMALL), 1_000, num_seeds=2)
+    with pytest.raises(InvalidSetting, match=r"dqn would need 4\.9 GiB.*Take fewer seeds at a time"):
+        make_trainer(algorithm, Task(PONG, SMALL), 1_000, num_seeds=2)  # and the copy by which they are saved
+    make_trainer(algorithm, Task(PONG, SMALL), 1_000, num_seeds=2, to_learn=False).close()
+
+
+def test_of_a_containers_memory_cached_files_are_free(monkeypatch, tmp_path):
+    monkeypatch.setattr(execution, "CONTROL_GROUP", tmp_path)
+    monkeypatch.setattr(execution, "_machine_memory", lambda: None)
+    assert free_memory() is None
+    for name, text in (("max", "1000"), ("current", "900"), ("stat", "anon 300\ninactive_file 550\nactive_file 50\n")):
+        (tmp_path / f"memory.{name}").write_text(text)
+    assert free_memory() == 650

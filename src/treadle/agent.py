@@ -92,7 +92,8 @@ class Agent:
 
     def learn_from(self, data: Dataset | str | Path, total_timesteps: int) -> Agent:
         """Learn from stored transitions, or from a file of them, without acting: `total_timesteps` rows more, the data
-        gone over as often as that takes. Returns the agent itself, which may `learn` in its environment afterwards.
+        gone over as often as that takes. Returns the agent itself, which may `learn` in its environment afterwards; of
+        an Atari game, where each frame is stored once, it does so with an empty memory, and so it is the other way.
 
         Raises `DatasetError` for data that is damaged or of another environment, `InvalidSetting` for methods that
         cannot learn from what another policy did, and what `learn` does.
@@ -116,6 +117,8 @@ class Agent:
             former: Any = self._trainer.state
             learned = jax.vmap(self._trainer.algorithm.begin_episodes)(former.algorithm)
             state: Any = fresh.state
+            if jax.tree.structure(learned) != jax.tree.structure(state.algorithm):
+                learned = _fitting(learned, state.algorithm)
             fresh.restore(state._replace(algorithm=learned, updates=former.updates))
             if not is_made(self.environment):
                 self._trainer.close()
@@ -283,3 +286,10 @@ def _observation(obs: Any, space: Space) -> np.ndarray:
 @compile_small
 def _act(algorithm: Algorithm, policy: PyTree, carry: Any, obs: Any, key: Any) -> Any:
     return algorithm.act(policy, carry, obs, key, explore=False)[0]
+
+
+def _fitting(learned: Any, fresh: Any) -> Any:
+    """A fresh state with the parts of another that are of the same structure, which not all memories are."""
+    same = jax.tree.structure
+    parts = {name: part for name, part in learned._asdict().items() if same(part) == same(getattr(fresh, name))}
+    return fresh._replace(**parts)

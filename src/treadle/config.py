@@ -29,9 +29,9 @@ class _Basics:
     averaged. On a CPU every core is one; it pays for large batches and networks, and else more seeds are the better use
     of cores. Fused loop only."""
     overlap: bool = True
-    """Environments that step by themselves, which Atari games do, take a step while the learner learns: the first
-    action of each round is then chosen by the parameters from before its update. `--no-overlap` waits, for other
-    results. Host loop only."""
+    """Environments that step by themselves, which Atari games do, take a step while a learner learns to which former
+    policies may act, as to DQN: the first action of each round is then chosen by the parameters from before its update.
+    `--no-overlap` waits, for other results. Host loop only."""
     out: str | None = None
     """The run's folder; runs/ALGORITHM-ENVIRONMENT-TIME unless given."""
     overwrite: bool = False

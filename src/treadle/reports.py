@@ -42,10 +42,9 @@ def evaluate(
     if render is not None:
         _require_drawable(render)
     trainer = run.trainer(to_learn=False)
-    step = run.restore(trainer, checkpoint)
+    policies, step = run.policies(trainer, checkpoint)
     # Before the episodes are played, since it may be impossible.
     drawn = drawn_environment(run.task) if render else None
-    policies = trainer.policies()
     algorithm = trainer.algorithm
     trainer.close()
     world = evaluation_environment(run.task, min(episodes, EVALUATION_ENVIRONMENTS))

@@ -17,6 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import jax
 from jaxtyping import PyTree
 
 from treadle import __version__, checkpoint, config, metrics, recording, records, registry, settings
@@ -30,6 +31,7 @@ from treadle.files import replacing
 from treadle.loops.choose import Trainer, make_offline_trainer, make_trainer
 from treadle.loops.crew import check_used
 from treadle.loops.host import HostSeeds
+from treadle.loops.play import needed_for_policy
 
 FORMAT = 1
 CONTENTS = ("run.json", "metrics.jsonl", "evaluation.json", "tensorboard", "checkpoints", "figures", recording.FOLDER)
@@ -223,16 +225,30 @@ class Run:
     def restore(self, trainer: Trainer, path: Path | None = None) -> int:
         """Put a checkpoint (the last, unless named) into a trainer; the step at which it was taken. Raises what
         `load` does."""
+        like = trainer.shapes if isinstance(trainer, HostSeeds) else trainer.state
+        state, step = self._load_or_hint(like, path)
+        trainer.restore(state)
+        return step
+
+    def policies(self, trainer: Trainer, path: Path | None = None) -> tuple[PyTree, int]:
+        """What acting greedily needs, of all seeds, in a checkpoint (the last, unless named), and its step. Of a
+        checkpoint of the host loop nothing else is read, such as a replay memory. Raises what `load` does."""
+        if not isinstance(trainer, HostSeeds):
+            step = self.restore(trainer, path)
+            return trainer.policies(), step
+        wanted = jax.tree.map(lambda _: False, trainer.shapes)
+        wanted = wanted._replace(algorithm=needed_for_policy(trainer.algorithm, trainer.shapes_of_one.algorithm))
+        state, step = self._load_or_hint(trainer.shapes, path, wanted)
+        return trainer.policies_in(state), step
+
+    def _load_or_hint(self, like: PyTree, path: Path | None, wanted: PyTree[bool] | None = None) -> tuple[Any, int]:
         try:
-            like = trainer.shapes if isinstance(trainer, HostSeeds) else trainer.state
-            state, step = self.load(like, path)
+            return self.load(like, path, wanted)
         except checkpoint.CheckpointError as error:
             found = self.checkpoints()
             others = [p for p in found if p != (path or found[-1])]
             hint = f" Another one is at hand: --checkpoint {shlex.quote(str(others[-1]))}" if others else ""
             raise checkpoint.CheckpointError(f"{error}{hint}") from None
-        trainer.restore(state)
-        return step
 
     def load(self, like: PyTree, path: Path | None = None, wanted: PyTree[bool] | None = None) -> tuple[Any, int]:
         """What a checkpoint (the last, unless named) holds, which has the structure, shapes and dtypes of `like`, and

@@ -103,7 +103,8 @@ def restore(algorithm: str, settings: dict[str, Any], **own: Any) -> Any:
 
 
 def presets(algorithm: str | None = None, environment: str | None = None) -> list[Preset]:
-    """All presets, or those of an algorithm or an environment; an Atari game without its own has those of all games."""
+    """All presets, or those of an algorithm or an environment; an Atari game without its own has those of all
+    games. Raises `UnknownName` for Atari ids that cannot be played here, such as where ale-py is not installed."""
     found = []
     for folder in sorted((resources.files("treadle") / "presets").iterdir(), key=lambda f: f.name):
         if not folder.is_dir() or algorithm not in (None, folder.name):
@@ -115,7 +116,7 @@ def presets(algorithm: str | None = None, environment: str | None = None) -> lis
     if own or environment is None or environment in registry.environments:
         return own
     shared = [p for p in found if p.environment == GAMES]
-    if not shared or not atari.is_game(environment):
+    if not shared or atari.game_of(environment) is None:
         return []
     return [dataclasses.replace(p, environment=environment) for p in shared]
 

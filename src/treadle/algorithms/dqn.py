@@ -177,10 +177,6 @@ class DQN(Algorithm):
             weights_over=self.priority_weights,
         )
 
-    def memory_bytes(self, spec: Spec) -> int:
-        """Bytes that the replay memory will take, told before any of them are taken."""
-        return frames.memory_bytes(self.memory_for(spec.frame_stack), spec.example)
-
     @property
     def gradient_rule(self) -> optax.GradientTransformation:
         return optimise.make(self.optimiser, self.max_grad_norm, self.max_grad_value)

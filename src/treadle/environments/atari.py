@@ -20,6 +20,8 @@ from treadle.spaces import Box, Discrete
 FRAMES_PER_SECOND = 60
 SCREEN = 210, 160
 """Rows and columns of what a game draws."""
+NO_LIMIT = 2**31 - 1
+"""The greatest number of frames that ale-py counts to."""
 MOST_FRAMES = 108_000
 """Of an episode, unless its id says otherwise: half an hour (Machado et al. 2018)."""
 
@@ -89,10 +91,12 @@ def game_of(name: str) -> Game | None:
     """What an id such as `PongNoFrameskip-v4` or `ALE/Pong-v5` says; `None` for what is no Atari game on the screen
     (Gymnasium makes games that show their memory, `-ram`, like any other environment).
 
-    Raises `UnknownName` for an Atari id where ale-py is not installed, and for games with a random frame skip.
+    Raises `UnknownName` for an Atari id where ale-py is not installed, for one without a version, and for games with a
+    random frame skip.
     """
     import gymnasium
 
+    name = name.removeprefix("ale_py:")
     if name not in gymnasium.registry and not register_games():
         if name.startswith("ALE/") or "NoFrameskip-v" in name or "Deterministic-v" in name:
             raise UnknownName(
@@ -101,6 +105,9 @@ def game_of(name: str) -> Game | None:
             )
         return None
     spec = gymnasium.registry.get(name)
+    versions = [] if spec else [f"{name}-v{n}" for n in range(6) if f"{name}-v{n}" in gymnasium.registry]
+    if versions and str(gymnasium.registry[versions[-1]].entry_point).startswith("ale_py"):
+        raise UnknownName(f"'{name}' lacks a version. There is: {', '.join(versions)}.")
     if spec is None or not str(spec.entry_point).startswith("ale_py") or spec.kwargs.get("obs_type") == "ram":
         return None
     skip = spec.kwargs.get("frameskip", 4)
@@ -117,14 +124,6 @@ def game_of(name: str) -> Game | None:
         full_action_space=bool(spec.kwargs.get("full_action_space", False)),
         most_frames=spec.kwargs.get("max_num_frames_per_episode") or MOST_FRAMES,
     )
-
-
-def is_game(name: str) -> bool:
-    """Whether an id is that of an Atari game which can be played here."""
-    try:
-        return game_of(name) is not None
-    except UnknownName:
-        return False
 
 
 def register_games() -> bool:
@@ -155,7 +154,7 @@ class AtariGames:
         self.frame_skip = game.frame_skip if options.frame_skip is None else options.frame_skip
         self.frame_stack = 4 if options.frame_stack is None else options.frame_stack
         self.steps_per_second = FRAMES_PER_SECOND / self.frame_skip
-        most_frames = 2**31 - 1 if max_episode_steps is None else max_episode_steps * self.frame_skip
+        most_frames = min(max_episode_steps or NO_LIMIT, NO_LIMIT // self.frame_skip) * self.frame_skip
         common = {
             "num_envs": num_envs,
             "frameskip": self.frame_skip,
@@ -186,6 +185,11 @@ class AtariGames:
         if self._screens is not None:
             self._picture = np.array(self._screens.reset(seed=seeds[0])[0])
         return np.array(obs)
+
+    def lives(self) -> int:
+        """With how many a game begins; the games begin anew. 0 where there is no such thing."""
+        self.reset(list(range(self.num_envs)))
+        return int(self._lives.max())
 
     def send(self, actions: np.ndarray) -> None:
         """Let the emulators begin a step; `receive` waits for its end."""

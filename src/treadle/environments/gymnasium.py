@@ -119,6 +119,11 @@ class GymnasiumEnvironments:
         """Whether steps come with `valid` rather than `None`."""
         return self.autoreset == "next_step"
 
+    @property
+    def ends_lives(self) -> bool:
+        """Whether the loss of a life is terminal for learning. Episodes of Atari games begin anew by it."""
+        return isinstance(self._stepper, Atari) and self._stepper.ends_lives
+
     def reset(self, seed: int) -> np.ndarray:
         """The first observations `[B, ...]`. Environments and their spaces are each seeded differently."""
         base = int(np.random.SeedSequence(seed).generate_state(1)[0] >> 1)

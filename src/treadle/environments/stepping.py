@@ -207,6 +207,11 @@ class Atari(_Arrays):
         self._games, self._ends_with_life = games, ends_with_life
         self._ended = np.zeros(self.num_envs, np.bool_)
 
+    @property
+    def ends_lives(self) -> bool:
+        """Whether a lost life can be told of. The games begin anew by it."""
+        return self._ends_with_life and self._games.lives() > 0
+
     def reset(self, seeds: list[int], space_seeds: list[int]) -> np.ndarray:
         self._ended = np.zeros(self.num_envs, np.bool_)
         return self._games.reset(seeds)

@@ -124,7 +124,8 @@ def make_trainer(
     `keep_data`. In the fused loop a device trains its seeds in turn or `together`. A `crew` says by how many workers
     steps are taken, and where; a trainer that is not `to_learn` has none, and is looked at only. In the fused loop a
     seed's environments and batches may be split over several `devices`; in the host loop, environments that step by
-    themselves do so during updates if these `overlap`. Settings and spaces are checked first.
+    themselves do so during updates if these `overlap` and the method learns from former policies. Settings and spaces
+    are checked first.
 
     Raises `InvalidSetting`, `UnsupportedSpace`, `UnknownName` or another `TreadleError`.
     """
@@ -141,7 +142,7 @@ def make_trainer(
     else:
         return _with_workers(algorithm, world, total_timesteps, crew, seed, num_seeds, to_learn)
     if not isinstance(world, Environment):
-        return _in_host(algorithm, world, total_timesteps, seed, num_seeds, keep_data, overlap)
+        return _in_host(algorithm, world, total_timesteps, seed, num_seeds, keep_data, overlap, to_learn)
     algorithm.check(make_spec(algorithm, world, total_timesteps))
     require(layout in _LAYOUTS, "layout", repr(layout), f"one of {', '.join(_LAYOUTS)}")
     prepared, world = as_float32(algorithm.prepared()), as_float32(world)
@@ -184,6 +185,7 @@ def _in_host(
     num_seeds: int,
     keep_data: bool,
     overlap: bool,
+    to_learn: bool,
 ) -> HostSeeds:
     first = world(algorithm.num_envs)
     if first.num_envs != algorithm.num_envs:
@@ -198,7 +200,22 @@ def _in_host(
         return opened.pop() if opened else world(algorithm.num_envs)
 
     prepared = as_float32(algorithm.prepared())
-    return HostSeeds(prepared, make_environments, total_timesteps, seed, num_seeds, keep_data, overlap=overlap)
+    return HostSeeds(
+        prepared,
+        make_environments,
+        total_timesteps,
+        seed,
+        num_seeds,
+        keep_data,
+        overlap=overlap and _learns_from_former_policies(algorithm),
+        to_learn=to_learn,
+    )
+
+
+def _learns_from_former_policies(algorithm: Algorithm) -> bool:
+    """Whether an action that was chosen before an update may be learned from after it."""
+    is_off_policy = algorithm.survey is not None and algorithm.survey.policy == "off-policy"
+    return is_off_policy or algorithm.corrects_staleness
 
 
 def _with_workers(
@@ -252,10 +269,11 @@ def make_offline_trainer(
     check_learns_from_data(algorithm)
     world, wrappers = resolve(environment, loop), Task.of(environment).wrappers
     if isinstance(world, Environment):
-        spec = _spec_by_spaces(algorithm, world, total_timesteps)
+        spec = spec_by_spaces(algorithm, world, total_timesteps)
     else:
         made = world(1)
-        spec = _spec_by_spaces(algorithm, made, total_timesteps)
+        spec, wrappers = spec_by_spaces(algorithm, made, total_timesteps), made.wrappers
+        _check_lives(made, data)
         if not is_made(environment):
             made.close()
     algorithm.check(spec)
@@ -269,7 +287,17 @@ def _check_counts(total_timesteps: Any, seed: Any, num_seeds: int) -> None:
     check_timesteps(total_timesteps)
 
 
-def _spec_by_spaces(algorithm: Algorithm, world: Environment | GymnasiumEnvironments, total_timesteps: int) -> Spec:
+def _check_lives(made: GymnasiumEnvironments, data: Dataset | None) -> None:
+    """Raise `InvalidSetting` where the loss of a life would be terminal: stored transitions do not tell of it."""
+    if data is not None and made.ends_lives:
+        made.close()
+        raise InvalidSetting(
+            f"in {made.name} the loss of a life is terminal for learning, and stored transitions (--data) do not say "
+            "where one was lost. Learn without that: --no-lost-life-terminates."
+        )
+
+
+def spec_by_spaces(algorithm: Algorithm, world: Environment | GymnasiumEnvironments, total_timesteps: int) -> Spec:
     """What the algorithm may know of an environment that is not stepped."""
     spec = space_spec(world.observation_space, world.action_space, algorithm.num_envs, total_timesteps)
     transitions = getattr(world, "transitions", None)

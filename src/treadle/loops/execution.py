@@ -57,6 +57,10 @@ def keep_freed_memory() -> None:
                 libc.mallopt(parameter, value)
 
 
+CONTROL_GROUP = Path("/sys/fs/cgroup")
+"""Where a container says what memory it may take."""
+
+
 def available_cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -79,11 +83,12 @@ def _machine_memory() -> int | None:
 
 
 def _container_memory() -> int | None:
-    """What a container's limit leaves (control groups, version 2)."""
-    with contextlib.suppress(OSError, ValueError):
-        folder = Path("/sys/fs/cgroup")
-        limit = int((folder / "memory.max").read_text())
-        return limit - int((folder / "memory.current").read_text())
+    """What a container's limit leaves (control groups, version 2); files that are only cached count as free."""
+    with contextlib.suppress(OSError, StopIteration, ValueError, IndexError):
+        limit = int((CONTROL_GROUP / "memory.max").read_text())
+        used = int((CONTROL_GROUP / "memory.current").read_text())
+        lines = (CONTROL_GROUP / "memory.stat").read_text().splitlines()
+        return limit - used + int(next(line for line in lines if line.startswith("inactive_file ")).split()[1])
     return None
 
 

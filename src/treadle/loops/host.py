@@ -53,13 +53,17 @@ class HostSeeds:
         keep_data: bool = False,
         first: int = 0,
         overlap: bool = False,
+        to_learn: bool = True,
     ):
         """`make_environments()` gives a fresh `GymnasiumEnvironments` for one seed; seeds count from `first`. What
         `advance` returns has the transitions too if it is to `keep_data`. Environments that step by themselves do so
-        during updates if these are to `overlap`."""
+        during updates if these are to `overlap`. Seeds that are not `to_learn` need no room for what only learning
+        needs."""
         self.algorithm = algorithm
         self.num_seeds = num_seeds
         last = first + num_seeds
+        # Several are saved as one stacked copy.
+        copies = 0 if not to_learn else 1 if num_seeds == 1 else 2
         self._learners = [
             HostLearner(
                 algorithm,
@@ -68,7 +72,7 @@ class HostSeeds:
                 total_timesteps,
                 keep_data,
                 overlap,
-                alike=last - index,
+                room_for=copies * (last - index),
             )
             for index in range(first, last)
         ]
@@ -88,9 +92,12 @@ class HostSeeds:
     @property
     def shapes(self) -> HostState:
         """Shapes and dtypes of `state`, at no cost."""
-        return jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct((self.num_seeds, *x.shape), x.dtype), self._learners[0].shapes
-        )
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct((self.num_seeds, *x.shape), x.dtype), self.shapes_of_one)
+
+    @property
+    def shapes_of_one(self) -> HostState:
+        """Shapes and dtypes of one seed's."""
+        return self._learners[0].shapes
 
     def restore(self, state: HostState) -> None:
         """Go on from a state as `state` returned it, at the start of new episodes. Of one seed, large arrays of JAX are
@@ -109,7 +116,17 @@ class HostSeeds:
 
     def policies(self) -> PyTree:
         """What acting greedily needs, of all seeds."""
-        return _stacked([self.algorithm.policy(learner.state.algorithm) for learner in self._learners])
+        return _stacked([learner.policy for learner in self._learners])
+
+    def policies_in(self, state: HostState) -> PyTree:
+        """The same in a state as `state` returned it, of which the policies' parts are enough."""
+
+        def of_seed(index: int) -> PyTree:
+            blank = jax.ShapeDtypeStruct
+            own = jax.tree.map(lambda x: x if isinstance(x, blank) else x[index], state.algorithm)
+            return self.algorithm.policy(own)
+
+        return _stacked([of_seed(index) for index in range(self.num_seeds)])
 
     def close(self) -> None:
         """Close every seed's environments."""
@@ -128,9 +145,9 @@ class HostLearner:
         total_timesteps: int,
         keep_data: bool = False,
         overlap: bool = False,
-        alike: int = 1,
+        room_for: int = 1,
     ):
-        """There must be room for so many `alike`. With `overlap`, where the environments step by themselves, the first
+        """There must be `room_for` so many states. With `overlap`, where the environments step by themselves, the first
         step of a round begins before the update: its actions are those of the parameters before that, and the results
         another run's. Raises `InvalidSetting` where there is no room."""
         self.algorithm, self.environments = algorithm, environments
@@ -142,7 +159,7 @@ class HostLearner:
         self._masked = environments.masks_rows
         self._learning_reward = environments.wrappers.learning_reward if environments.wrappers.changes_rewards else None
         self._programs = programs(Plan.of(algorithm, self.spec, self._masked))
-        _check_room(algorithm, self._programs.state.nbytes, alike)
+        _check_room(algorithm, self._programs.state.nbytes, room_for)
         self._settings = self._programs.settings.pack(algorithm)
         self._begun: tuple[Array, ...] | None = None
 
@@ -161,6 +178,11 @@ class HostLearner:
         kept: Any = tuple(np.asarray(b) if _is_large(b) else jnp.copy(b) for b in self._buffers)
         buffers = self._programs.state.unpack(kept)
         return HostState(buffers.algorithm, buffers.carry, Counter(buffers.round), self._key)
+
+    @property
+    def policy(self) -> PyTree:
+        """What acting greedily needs, copied; nothing else is."""
+        return jax.tree.map(jnp.copy, self.algorithm.policy(self._programs.state.unpack(self._buffers).algorithm))
 
     @property
     def shapes(self) -> HostState:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -195,7 +195,16 @@ def needed(algorithm: Algorithm, state: PyTree, spec: Spec) -> PyTree[bool]:
     """Which leaves of one seed's state, given by their shapes, a player asks for: not those of a replay memory."""
     carry = algorithm.init_carry(dataclasses.replace(spec, num_envs=1))
     decide = functools.partial(_decide.__wrapped__, algorithm)  # type: ignore[attr-defined]
-    jaxpr = jax.make_jaxpr(decide)(state, carry, spec.example.obs, jax.random.key(0), np.int32(0)).jaxpr
+    return _asked_for(decide, state, carry, spec.example.obs, jax.random.key(0), np.int32(0))
+
+
+def needed_for_policy(algorithm: Algorithm, state: PyTree) -> PyTree[bool]:
+    """Which leaves of one seed's state, given by their shapes, its policy consists of."""
+    return _asked_for(algorithm.policy, state)
+
+
+def _asked_for(function: Callable[..., Any], state: PyTree, *others: Any) -> PyTree[bool]:
+    jaxpr = jax.make_jaxpr(function)(state, *others).jaxpr
     used = {id(variable) for variable in jaxpr.outvars}
     for equation in reversed(jaxpr.eqns):
         if any(id(variable) in used for variable in equation.outvars):

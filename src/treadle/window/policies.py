@@ -10,7 +10,7 @@ from jaxtyping import Array, PyTree
 
 from treadle.environments.base import Environment
 from treadle.loops import fused
-from treadle.loops.choose import resolve
+from treadle.loops.choose import resolve, spec_by_spaces
 from treadle.loops.host import HostState, host_spec
 from treadle.loops.play import needed
 from treadle.loops.rollout import make_spec
@@ -28,18 +28,19 @@ class Policies:
     def __init__(self, run: Run):
         world, steps = resolve(run.task, run.config.loop), run.config.total_timesteps
         algorithm = as_float32(run.algorithm().prepared())
+        # Learning from stored transitions has not stepped the environment.
+        by_data = run.config.data is not None
         if isinstance(world, Environment):
             world = as_float32(world)
             spec = make_spec(algorithm, world, steps)
         else:
             made = world(1)
-            spec = host_spec(algorithm, made, steps)
+            spec = (spec_by_spaces if by_data else host_spec)(algorithm, made, steps)
             made.close()
 
         def of_one(key: Array) -> Any:
-            if isinstance(world, Environment) and run.config.data is None:
+            if isinstance(world, Environment) and not by_data:
                 return fused.init(algorithm, world, key, steps)
-            # As learning from stored transitions has it, too.
             return HostState(algorithm.init(key, spec), algorithm.init_carry(spec), Counter.zero(), key)
 
         self.algorithm, self.spec, self._run = algorithm, spec, run
