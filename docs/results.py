@@ -244,8 +244,9 @@ LAST = 10
 """Episodes at the end of training that a row of hours tells the mean of."""
 
 
-def score(row: Row) -> dict:
-    """Train and evaluate a row; its evaluation, with the command, the commit and the seconds it took."""
+def score(row: Row, go_on: bool = True) -> dict:
+    """Train and evaluate a row; its evaluation, with the command, the commit and the seconds it took. Unless it is to
+    `go_on`, an interrupted run is evaluated where it stands."""
     folder = RUNS / row.name
     command = [
         "train", row.algorithm, row.environment, "--preset", row.preset, *row.options,
@@ -258,7 +259,7 @@ def score(row: Row) -> dict:
         commits.parent.mkdir(parents=True, exist_ok=True)
         commits.write_text(head() + "\n")
         subprocess.run([TREADLE, *command], check=True, cwd=ROOT)
-    elif _own(row, folder)["status"] != "finished":
+    elif _own(row, folder)["status"] != "finished" and go_on:
         commits.write_text(commits.read_text() + head() + "\n")
         subprocess.run([TREADLE, "resume", str(folder)], check=True, cwd=ROOT)
     subprocess.run([TREADLE, "evaluate", str(folder), "--episodes", str(row.episodes)], check=True, cwd=ROOT)
@@ -354,6 +355,7 @@ def _verdict(iqm: float, goal: float) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", metavar="NAME", help="one row, as algorithm/environment/preset")
+    parser.add_argument("--as-it-is", action="store_true", help="evaluate an interrupted row where it stands")
     options = parser.parse_args()
     names = [row.name for row in ROWS]
     if options.only and options.only not in names:
@@ -362,7 +364,7 @@ def main() -> int:
     scored = json.loads(SCORED.read_text())
     for row in ROWS:
         if row.name == options.only or not (options.only or row.hours):
-            found = score(row)
+            found = score(row, go_on=not options.as_it_is)
             scored = json.loads(SCORED.read_text()) | {row.name: found}
             SCORED.write_text(json.dumps(scored, indent=1) + "\n")
     PAGE.write_text(page(scored))
