@@ -235,10 +235,13 @@ ROWS = (
         "PongNoFrameskip-v4",
         "default",
         19,
-        "Two such runs at once, each on one core of two. RLlib reports about 20 at 1.1M steps in 2.1 hours on a GPU of "
-        "its time, Tianshou 20 at 1.5M",
+        "One seed on one of two cores, while the runs below had the other. RLlib reports about 20 at 1.1M steps in 2.1 "
+        "hours on a GPU of its time, Tianshou 20 at 1.5M",
     ),
-    atari("dqn", "PongNoFrameskip-v4", "low-rate", 19, "Beside the one above, on the other core"),
+    atari("dqn", "PongNoFrameskip-v4", "low-rate", 19, "The default with a lower learning rate"),
+    atari(
+        "dqn", "BreakoutNoFrameskip-v4", "default", None, "As far as it came, and as found: nothing was tuned for it"
+    ),
 )
 LAST = 10
 """Episodes at the end of training that a row of hours tells the mean of."""
