@@ -322,7 +322,7 @@ def page(scored: dict[str, dict]) -> str:
         goal = "" if row.must_reach is None else f"{row.must_reach:g}: {_verdict(s['iqm'], row.must_reach)}"
         lines.append(
             f"| {row.algorithm} in {row.environment}, preset `{row.preset}` | {found['step']:,} | {row.seeds} "
-            f"| **{s['iqm']:.1f}** ({s['low']:.1f} to {s['high']:.1f}) | {s['mean']:.1f} | {goal} "
+            f"| **{s['iqm']:.1f}**{_interval(s)} | {s['mean']:.1f} | {goal} "
             f"| {found['commit']} | {found['seconds']:.0f} s |"
         )
     for row in ROWS:
@@ -339,6 +339,8 @@ def page(scored: dict[str, dict]) -> str:
             "",
             f"{of_what} of base seed {row.seed}: {seeds}",
         ]
+        if row.hours and found["step"] < (total := _steps_of(row)):
+            lines += ["", f"Stopped at {found['step']:,} of {total:,} steps, and evaluated where it stood."]
         if "last_episodes" in found:
             means = "  ".join(f"{mean:.1f}" for mean in found["last_episodes"])
             title = f"Return of {row.algorithm} in {row.environment} by steps"
@@ -349,6 +351,16 @@ def page(scored: dict[str, dict]) -> str:
                 f"![{title}]({curve_of(row).relative_to(PAGE.parent)})",
             ]
     return "\n".join(lines) + "\n"
+
+
+def _steps_of(row: Row) -> int:
+    """How far the row's preset goes."""
+    return treadle.preset(row.algorithm, row.environment, row.preset).total_timesteps or 0
+
+
+def _interval(summary: dict) -> str:
+    """None of a single seed."""
+    return "" if summary["low"] is None else f" ({summary['low']:.1f} to {summary['high']:.1f})"
 
 
 def _verdict(iqm: float, goal: float) -> str:
