@@ -242,6 +242,7 @@ ROWS = (
     atari(
         "dqn", "BreakoutNoFrameskip-v4", "default", None, "As far as it came, and as found: nothing was tuned for it"
     ),
+    atari("dqn", "BoxingNoFrameskip-v4", "default", None, "As far as it came, and as found: nothing was tuned for it"),
 )
 LAST = 10
 """Episodes at the end of training that a row of hours tells the mean of."""

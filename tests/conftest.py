@@ -67,6 +67,8 @@ FAR = {
     "test_prioritized.py::test_a_donated_memory_is_updated_in_place": ("False-memory", "True-batch"),
     "test_fused.py::test_seeds_over_devices_equal_single_seeds": ("vmap",),
     "test_experiments.py::test_a_quick_experiment_bears_out_its_claims": ("dyna-q",),
+    "test_host.py::test_it_learns_in_any_environment": ("FrozenLake", "Acrobot"),
+    "test_host.py::test_it_learns_in_a_vector_environment_that_is_made_already": ("SameStep", "Disabled"),
     "test_run.py::test_stopped_by_a_signal_it_saves_and_says_how_to_go_on": ("15-143",),
 }
 """Of tests with many parameters those that are left to the slow ones, by what their names hold: what they are about is
