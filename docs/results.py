@@ -238,7 +238,13 @@ ROWS = (
         "One seed on one of two cores, while the runs below had the other. RLlib reports about 20 at 1.1M steps in 2.1 "
         "hours on a GPU of its time, Tianshou 20 at 1.5M",
     ),
-    atari("dqn", "PongNoFrameskip-v4", "low-rate", 19, "The default with a lower learning rate"),
+    atari(
+        "dqn",
+        "PongNoFrameskip-v4",
+        "low-rate",
+        19,
+        "The default with a lower learning rate. Interrupted once, and gone on with after 44 minutes",
+    ),
     atari(
         "dqn", "BreakoutNoFrameskip-v4", "default", None, "As far as it came, and as found: nothing was tuned for it"
     ),
